@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import hashlib
 import io
 import shlex
 import tarfile
@@ -23,30 +22,19 @@ from ansible_collections.hearth.homelab.plugins.module_utils import protocol
 #: Where hosts keep the agent; the same path is in module_utils/layout.py.
 AGENT_DIRECTORY = "/var/lib/hearth/agent"
 _MISSING = "@@HEARTH-AGENT-MISSING@@"
-_PACKAGE = "ansible_collections/hearth/homelab/plugins/module_utils"
-_MAIN = """\
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-from ansible_collections.hearth.homelab.plugins.module_utils.agent import main
-
-sys.exit(main(sys.argv[1:]))
-"""
-
 # Reads "LENGTH\\n", the agent's archive and the request from stdin. `install` unpacks it for good, atomically:
 # a reader sees the whole agent or none; `once` (check mode) runs it from a directory that is removed again.
 _BOOTSTRAP = """\
 import compileall, io, os, shutil, subprocess, sys, tarfile, tempfile
 how, digest, command, base = sys.argv[1:5]
-if os.geteuid() != 0:
-    sys.exit("hearth: this must run as root on the host: use --become, or connect as root")
 size = int(sys.stdin.buffer.readline())
 archive = sys.stdin.buffer.read(size)
-if how == "install":
-    os.makedirs(base, mode=0o700, exist_ok=True)
-    os.chmod(os.path.dirname(base), 0o700)
+try:
+    if how == "install":
+        os.makedirs(base, mode=0o700, exist_ok=True)
+        os.chmod(os.path.dirname(base), 0o700)
+except PermissionError:
+    sys.exit("hearth: this must run as root on the host: use --become, or connect as root")
 work = tempfile.mkdtemp(prefix=".new-", dir=base if how == "install" else None)
 try:
     with tarfile.open(fileobj=io.BytesIO(archive), mode="r:xz") as tar:
@@ -75,19 +63,15 @@ class AgentError(Exception):
 @functools.cache
 def bundle() -> tuple[str, bytes]:
     """Digest (16 hexadecimal digits) and the tar.xz archive of the agent; equal sources give equal bytes."""
-    source = Path(protocol.__file__).parent
-    files = {f"{_PACKAGE}/{path.name}": path.read_bytes() for path in sorted(source.glob("*.py"))}
-    files["main.py"] = _MAIN.encode()
-    digest = hashlib.sha256()
-    for name, content in sorted(files.items()):
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    files = protocol.agent_files(Path(protocol.__file__).parent)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:xz") as tar:
-        for name, content in sorted(files.items()):
+        for name, text in sorted(files.items()):
+            content = text.encode()
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(content), 0o644
             tar.addfile(entry, io.BytesIO(content))
-    return digest.hexdigest()[:16], buffer.getvalue()
+    return protocol.agent_digest(files), buffer.getvalue()
 
 
 class Agent:
@@ -103,7 +87,7 @@ class Agent:
     def call(self, command: str, request: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         """Sends one request and returns the answer; AgentError when there is none."""
         digest, archive = bundle()
-        payload = protocol.encode(dict(request))
+        payload = protocol.encode_request(request)
         target = f"{AGENT_DIRECTORY}/{digest}/main.py"
         answer = self._run(
             f"if [ -f {target} ]; then exec {shlex.quote(self._python)} -I {target} {command}; "
@@ -121,8 +105,8 @@ class Agent:
                 f"{len(archive)}\n".encode() + archive + payload,
             )
         try:
-            return protocol.decode_answer(answer["stdout"])
-        except ValueError as error:
+            return protocol.decode_response(answer["stdout"])
+        except protocol.ProtocolError as error:
             said = " ".join((answer["stderr"] or answer["stdout"] or "nothing").split())[-2000:]
             raise AgentError(f"the host's agent gave no answer to {command} (exit status {answer['rc']}): {said}") from error
 

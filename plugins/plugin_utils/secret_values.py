@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import shutil
 import sys
@@ -16,6 +14,7 @@ from pathlib import Path
 
 from ansible.errors import AnsibleError
 from ansible_collections.community.sops.plugins.module_utils.sops import Sops, SopsError
+from ansible_collections.hearth.homelab.plugins.module_utils import protocol
 
 #: The reserved top-level key of secrets files: person -> {password_hash}.
 PEOPLE = "people"
@@ -79,5 +78,4 @@ def sops_option(variables: t.Mapping[str, t.Any]) -> t.Callable[[str], t.Any]:
 
 def keyed_digests(values: t.Mapping[str, str], names: t.Iterable[str], nonce: str) -> dict[str, str]:
     """HMAC-SHA256 of each named value under the run's nonce: tells the host what differs, and nobody anything else."""
-    key = nonce.encode()
-    return {name: hmac.new(key, values[name].encode(), hashlib.sha256).hexdigest() for name in names}
+    return {name: protocol.secret_digest(nonce, values[name]) for name in names}
