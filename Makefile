@@ -1,0 +1,172 @@
+# Everything one does with this checkout. `make help` lists it.
+#
+# The targets work on a fresh Debian 12 or 13 machine: what they install or change, they say first. Tools for development
+# go into .venv; only the lab (demo, test, molecule, bench, soak) needs root, because it boots hosts.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+# Named explicitly, so that it also applies where Ansible is started from another directory.
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export PYTHONDONTWRITEBYTECODE := 1
+
+VENV := .venv
+BIN := $(VENV)/bin
+LAB := inventories/lab
+LAB_PROGRAM := roles/lab/files/hearth_lab.py
+# Makes throwaway keys and secrets for the lab and the example fleet, outside version control.
+LAB_SECRETS ?= $(BIN)/python tools/lab_secrets.py
+# Prints what runs where and how to open it; writes build/demo.json.
+DEMO_TABLE ?= $(BIN)/python tools/demo_table.py
+PYTEST ?= $(BIN)/python -m pytest
+PLAYBOOK := $(BIN)/ansible-playbook -i $(LAB)
+
+# Python files outside the collection's own packages that are type-checked as programs.
+PROGRAMS := $(LAB_PROGRAM)
+PACKAGES := module_utils plugin_utils
+
+.PHONY: help
+help: ## list the targets
+	@echo "make TARGET, with TARGET one of:"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- what is needed ---------------------------------------------------------------------------------------------------
+
+# The first Python that is new enough. Looked up when a recipe needs it, so that `make help` works without any.
+FIND_PYTHON = for python in $${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11; do \
+	if command -v "$$python" >/dev/null && "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	then command -v "$$python"; break; fi; done
+
+.PHONY: system
+# Python, git and ssh from Debian. Nothing is installed when they are there.
+system:
+	@missing=(); python="$$($(FIND_PYTHON))"; \
+	{ [ -n "$$python" ] && "$$python" -c 'import ensurepip, venv' 2>/dev/null; } || missing+=(python3 python3-venv); \
+	command -v git >/dev/null || missing+=(git); \
+	command -v ssh >/dev/null || missing+=(openssh-client); \
+	if [ "$${#missing[@]}" -gt 0 ]; then \
+		if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+			echo "error: this needs $${missing[*]} (Python 3.11 or newer). On Debian: apt-get install $${missing[*]}" >&2; \
+			exit 1; \
+		fi; \
+		echo "Installing the Debian packages $${missing[*]}"; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get --quiet update; \
+		apt-get --quiet --yes --no-install-recommends install "$${missing[@]}"; \
+	fi; \
+	python="$$($(FIND_PYTHON))"; \
+	if [ -z "$$python" ]; then \
+		echo "error: Python 3.11 or newer is needed, found $$(python3 --version 2>&1). Debian 12 and 13 have it." >&2; exit 1; \
+	fi
+
+# Two steps, so that the demo does not wait for what only the tests need.
+$(VENV)/.runtime: requirements.txt | system
+	@echo "Installing the controller's Python packages (requirements.txt) into $(VENV): about a minute"
+	@test -x $(BIN)/python || "$$($(FIND_PYTHON))" -m venv $(VENV)
+	@$(BIN)/python -m pip --disable-pip-version-check install --progress-bar off -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
+	@echo "Installing the test tools (requirements-dev.txt) into $(VENV)"
+	@$(BIN)/python -m pip --disable-pip-version-check install --progress-bar off -r requirements-dev.txt
+	@touch $@
+
+.PHONY: venv
+venv: $(VENV)/.dev ## make .venv with everything the other targets use
+
+.PHONY: lab-tools
+# Before Ansible, so that the long steps (packages, image) print their progress as they go.
+lab-tools: | system
+	@"$$($(FIND_PYTHON))" $(LAB_PROGRAM) prepare
+
+# --- the demo ---------------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: ## boot two Debian 13 hosts on this machine, converge them, and print what runs
+	@"$(MAKE)" --silent lab-tools
+	@"$(MAKE)" --silent $(VENV)/.runtime
+	@mkdir -p build
+	@echo "== 1/5 Booting the lab"
+	@$(PLAYBOOK) playbooks/lab_up.yml
+	@echo "== 2/5 Making throwaway secrets"
+	@$(LAB_SECRETS)
+	@echo "== 3/5 Converging both hosts (packages are installed now: some minutes the first time)"
+	@$(PLAYBOOK) site.yml
+	@echo "== 4/5 Again for the forge group: nothing must change"
+	@$(PLAYBOOK) -l forge site.yml | tee build/demo-second-run.log
+	@if grep -E '^[^ ]+ +: ok=' build/demo-second-run.log | grep -v -E ' changed=0 .* failed=0 '; then \
+		echo "error: the second run changed something on the hosts above" >&2; exit 1; fi
+	@echo "== 5/5 What runs"
+	@$(DEMO_TABLE)
+
+.PHONY: demo-down
+demo-down: ## shut the lab down and restore what it changed; images and packages stay cached
+	@"$$($(FIND_PYTHON))" $(LAB_PROGRAM) down --link build/lab
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: ## everything CI runs: lint, unit tests, integration tests and molecule scenarios on disposable hosts
+	@"$(MAKE)" --silent lab-tools
+	@"$(MAKE)" --silent lint
+	@mkdir -p build
+	@echo "== unit and integration tests, molecule scenarios"
+	@$(PYTEST) tests/unit tests/integration
+
+.PHONY: lint
+lint: $(VENV)/.dev ## ansible-lint (production), yamllint, ruff, mypy --strict
+	@echo "== ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "== mypy --strict"
+	@$(BIN)/mypy $(foreach package,$(PACKAGES),-p ansible_collections.hearth.homelab.plugins.$(package))
+	@$(BIN)/mypy $(PROGRAMS)
+	@echo "== yamllint"
+	@$(BIN)/yamllint --strict --config-file .config/yamllint.yml .
+	@echo "== ansible-lint"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --config-file .config/ansible-lint.yml
+
+.PHONY: format
+format: $(VENV)/.dev ## let ruff format the Python files
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+.PHONY: unit
+unit: $(VENV)/.dev ## unit tests: no root, no network
+	@$(PYTEST) tests/unit $(PYTEST_ARGS)
+
+.PHONY: integration
+integration: $(VENV)/.dev ## integration tests on disposable hosts, with the molecule scenarios
+	@"$(MAKE)" --silent lab-tools
+	@$(PYTEST) tests/integration $(PYTEST_ARGS)
+
+.PHONY: molecule
+molecule: $(VENV)/.dev ## one molecule scenario on disposable hosts: make molecule SCENARIO=default
+	@if [ -z "$(SCENARIO)" ]; then \
+		echo "error: say which: make molecule SCENARIO=$$(ls molecule 2>/dev/null | tr '\n' '|')" >&2; exit 1; fi
+	@"$(MAKE)" --silent lab-tools
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test --scenario-name "$(SCENARIO)"
+
+.PHONY: bench
+bench: $(VENV)/.dev ## measure the budgets on disposable hosts; prints a table, writes build/bench.json
+	@"$(MAKE)" --silent lab-tools
+	@mkdir -p build
+	@$(BIN)/python tests/benchmark/bench.py
+
+.PHONY: soak
+soak: $(VENV)/.dev ## converge the lab again and again for SOAK_MINUTES (30): it must stay unchanged and healthy
+	@test -L build/lab || { echo "error: soak works on the demo's hosts: run make demo first" >&2; exit 1; }
+	@mkdir -p build; end=$$(( $$(date +%s) + $${SOAK_MINUTES:-30} * 60 )); runs=0; \
+	while [ "$$(date +%s)" -lt "$$end" ]; do \
+		$(PLAYBOOK) site.yml >build/soak.log 2>&1 || { cat build/soak.log; echo "error: run $$runs failed" >&2; exit 1; }; \
+		if grep -E '^[^ ]+ +: ok=' build/soak.log | grep -v -E ' changed=0 .* failed=0 '; then \
+			cat build/soak.log; echo "error: run $$runs changed something" >&2; exit 1; fi; \
+		runs=$$((runs + 1)); echo "run $$runs: unchanged"; sleep 10; \
+	done
+
+.PHONY: collection
+collection: $(VENV)/.runtime ## build the collection's tarball into build/
+	@mkdir -p build
+	@$(BIN)/ansible-galaxy collection build --force --output-path build .
