@@ -78,7 +78,7 @@ class ActionModule(AgentAction):
             result = converging.compared(plan, answer, check=check)
             if answer["status"] == "stale" and not check:
                 outcome = self._apply(agent, plan, answer, request, values, arguments["confirm_timeout"])
-                result = converging.applied(result, outcome)
+                result = converging.applied(name, result, outcome)
         except AgentError as error:
             raise AnsibleActionFail(f"host {name}: {error}") from error
         result["exchanges"] = agent.exchanges
@@ -103,14 +103,12 @@ class ActionModule(AgentAction):
                 "blobs": {
                     digest: base64.b64encode(plan.contents[digest].encode()).decode() for digest in needs["needs_blobs"]
                 },
-                "values": {entry: values[entry] for entry in needs["needs_secrets"]},
+                "secrets": {entry: values[entry] for entry in needs["needs_secrets"]},
                 "run": {"id": run, "owner": _owner(), "commit": _commit(self._loader.get_basedir())},
                 "confirm_timeout": confirm_timeout,
             },
         )
-        if not started.get("run"):
-            return started
-        return self._watch(agent, plan.manifest.host, run)
+        return self._watch(agent, plan.manifest.host, started["run"])
 
     def _watch(self, agent: Agent, host: str, run: str) -> dict[str, t.Any]:
         """Follows a run to its end. A lost connection is no end: the host goes on, so we come back."""
@@ -131,7 +129,7 @@ class ActionModule(AgentAction):
             lost_since = None
             offset = state["offset"]
             for event in state["events"]:
-                display.display(f"  {host}: {event}")
+                display.display(f"  {host}: {event['text'] if isinstance(event, dict) else event}")
             if state["awaiting_confirmation"]:
                 # Over a connection that did not exist before the change: the old one proves nothing.
                 self.reconnect()

@@ -24,4 +24,8 @@ class ActionModule(AgentAction):
             answer = self.agent(variables, keep=False).call("status", {})
         except AgentError as error:
             raise AnsibleActionFail(f"host {variables['inventory_hostname']}: {error}") from error
-        return {"changed": False, "services": answer["services"], "generation": answer.get("generation")}
+        services = [
+            {**entry, "real": not entry["stand_in"], "detail": entry["held_back"] or "; ".join(entry["problems"])}
+            for entry in answer["services"]
+        ]
+        return {"changed": False, "services": services, "generation": answer["generation"]}

@@ -105,10 +105,13 @@ class Agent:
                 f"{len(archive)}\n".encode() + archive + payload,
             )
         try:
-            return protocol.decode_response(answer["stdout"])
+            found = protocol.decode_response(answer["stdout"])
         except protocol.ProtocolError as error:
             said = " ".join((answer["stderr"] or answer["stdout"] or "nothing").split())[-2000:]
             raise AgentError(f"the host's agent gave no answer to {command} (exit status {answer['rc']}): {said}") from error
+        if "error" in found:
+            raise AgentError(str(found["error"]))
+        return found
 
     def _run(self, command: str, data: bytes) -> dict[str, t.Any]:
         self.exchanges += 1

@@ -66,7 +66,7 @@ def compared(plan: HostPlan, answer: t.Mapping[str, t.Any], *, check: bool) -> d
     }
 
 
-def applied(result: dict[str, t.Any], outcome: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+def applied(host: str, result: dict[str, t.Any], outcome: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """The task's result after an apply; AnsibleActionFail when it failed as a whole.
 
     Services that were taken back make the task fail too, and the message names them: everything else stands.
@@ -76,17 +76,17 @@ def applied(result: dict[str, t.Any], outcome: t.Mapping[str, t.Any]) -> dict[st
         if key in outcome:
             result[key] = outcome[key]
     result["changed"] = bool(outcome.get("changed"))
+    # The run plans again after its packages are there: what was unknown before is among its actions now.
+    result["unknown"] = []
     if outcome.get("ok"):
         result["msg"] = _summary(result["actions"], check=False)
         return result
-    host = outcome.get("host", "")
     parts = []
     if outcome.get("problems"):
-        parts.append(_problems(host, outcome["problems"]))
+        head = "the run was undone" if outcome.get("undone") or not result["changed"] else "not everything was done"
+        parts.append(_problems(host, outcome["problems"], head))
     for service, reason in sorted((outcome.get("taken_back") or {}).items()):
         parts.append(f"service {service} was taken back: {reason}")
-    if outcome.get("message"):
-        parts.append(str(outcome["message"]))
     result["failed"] = True
     result["msg"] = "\n".join(parts) or "the host could not apply its plan; see the events above"
     return result
@@ -115,8 +115,8 @@ def _replace(value: t.Any, forms: list[str]) -> t.Any:
     return value
 
 
-def _problems(host: str, problems: t.Sequence[t.Mapping[str, t.Any]]) -> str:
-    lines = [f"host {host}: nothing was changed:"] if host else ["nothing was changed:"]
+def _problems(host: str, problems: t.Sequence[t.Mapping[str, t.Any]], head: str = "nothing was changed") -> str:
+    lines = [f"host {host}: {head}:"]
     for problem in problems:
         place = ", ".join(
             part for part in (problem["service"] and f"service {problem['service']}", problem["item"]) if part
@@ -141,10 +141,10 @@ def _summary(actions: t.Sequence[t.Mapping[str, t.Any]], *, check: bool) -> str:
 def _diff(plan: HostPlan, entry: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """One file's difference; the new content is the controller's own, so that it need not travel back."""
     path = entry["path"]
-    after = entry.get("after")
-    if after is None:
-        item = plan.manifest.by_id().get(f"file:{path}")
-        after = plan.contents.get(getattr(item, "digest", ""), "") if item else ""
+    if entry.get("hidden"):
+        return {"before_header": path, "after_header": path, "before": "", "after": f"({entry['hidden']})\n"}
+    item = plan.manifest.by_id().get(f"file:{path}")
+    after = plan.contents.get(getattr(item, "digest", ""), "") if item else ""
     return {"before_header": path, "after_header": path, "before": entry.get("before") or "", "after": after}
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
@@ -78,7 +79,9 @@ IMAGE_PACKAGES = (
 # Background apt runs would hold dpkg's lock while a converge needs it.
 IMAGE_MASKED_UNITS = ("apt-daily.timer", "apt-daily-upgrade.timer")
 # Raised when what is done to the tree after mmdebstrap changes: part of the image's key.
-IMAGE_FORMAT = 3
+IMAGE_FORMAT = 5
+# Left out of the base packages: a fifth of what is copied for every host. Packages installed later are complete.
+IMAGE_WITHOUT = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*")
 
 # Command or file -> Debian package that has it.
 TOOLS: Mapping[str, str] = {
@@ -136,7 +139,7 @@ def find_tool(name: str) -> str | None:
 def run(
     argv: Sequence[str | Path], *, check: bool = True, stdin: str = "", owner: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end. With `owner` it carries the mark, because it may outlive a killed run of this program."""
+    """Run a command to its end. With `owner` it carries the mark: it may outlive a killed run of this program."""
     command = [str(part) for part in argv]
     marks = {OWNER: str(owner), PART: WORK} if owner else {}
     done = subprocess.run(
@@ -424,61 +427,54 @@ def missing_packages() -> list[str]:
     return sorted({package for tool, package in TOOLS.items() if find_tool(tool) is None})
 
 
-def install_tools(cache: Cache) -> list[str]:
+def install_tools(cache: Cache) -> None:
     """Install what is missing without starting any of it, and without leaving it enabled for the next boot."""
-    # An installation that outlived a killed run is left to finish: half-configured packages help nobody.
-    while processes_of(cache.policy):
-        say("  waiting for an installation that an earlier run began")
-        time.sleep(5)
-    restore_policy(cache)
-    packages = missing_packages()
-    if not packages:
-        return []
-    say(f"Installing {', '.join(packages)} (their services are neither started nor enabled)")
-    cache.policy.mkdir(parents=True, exist_ok=True)
-    before = {unit for units in TOOL_UNITS.values() for unit in units if _unit_exists(unit)}
-    try:
-        # The record comes first, so that a killed run leaves enough for the next one to put the file back.
-        if POLICY_RC_D.exists():
-            shutil.copy2(POLICY_RC_D, cache.policy / "original")
-        write(cache.policy / "record", f"{POLICY_RC_D} was replaced while packages were installed\n")
-        write(
-            POLICY_RC_D, "#!/bin/sh\n# hearth lab: nothing is started while its tools are installed\nexit 101\n", 0o755
-        )
-        if run(
-            ["apt-get", "--simulate", "--yes", "--no-install-recommends", "install", *packages], check=False
-        ).returncode:
-            run_with_progress("apt-get update", ["apt-get", "update"], cache.log("apt-update"), cache.policy)
-        run_with_progress(
-            "apt-get install",
-            ["apt-get", "--yes", "--no-install-recommends", "install", *packages],
-            cache.log("apt-install"),
-            cache.policy,
-        )
-    finally:
-        restore_policy(cache)
-    for package in packages:
-        for unit in TOOL_UNITS.get(package, ()):
-            if unit not in before and find_tool("systemctl") is not None:
-                run(["systemctl", "disable", unit], check=False)
-    if still := missing_packages():
-        raise LabError(f"still missing after the installation: {', '.join(still)}; install them by hand")
-    return packages
+    with locked(cache.root / "tools.lock", "the installation of tools"):
+        # An installation that outlived a killed run is left to finish: half-configured packages help nobody.
+        while processes_of(cache.policy):
+            say("  waiting for an installation that an earlier run began")
+            time.sleep(5)
+        settle_installation(cache)
+        packages = missing_packages()
+        if not packages:
+            return
+        say(f"Installing {', '.join(packages)} (their services are neither started nor enabled)")
+        cache.policy.mkdir(parents=True, exist_ok=True)
+        units = [unit for package in packages for unit in TOOL_UNITS.get(package, ()) if not _unit_exists(unit)]
+        try:
+            # The record comes first, so that a killed run leaves enough for the next one to put things in order.
+            if POLICY_RC_D.exists():
+                shutil.copy2(POLICY_RC_D, cache.policy / "original")
+            write(cache.policy / "record.json", json.dumps({"disable": units}) + "\n")
+            reason = "hearth lab: nothing is started while its tools are installed"
+            write(POLICY_RC_D, f"#!/bin/sh\n# {reason}\nexit 101\n", 0o755)
+            install = ["apt-get", "--yes", "--no-install-recommends", "install", *packages]
+            if run([*install, "--simulate"], check=False).returncode != 0:
+                run_with_progress("apt-get update", ["apt-get", "update"], cache.log("apt-update"), cache.policy)
+            run_with_progress("apt-get install", install, cache.log("apt-install"), cache.policy)
+        finally:
+            settle_installation(cache)
+        if still := missing_packages():
+            raise LabError(f"still missing after the installation: {', '.join(still)}; install them by hand")
 
 
 def _unit_exists(unit: str) -> bool:
     return any(Path(folder, unit).exists() for folder in ("/lib/systemd/system", "/usr/lib/systemd/system"))
 
 
-def restore_policy(cache: Cache) -> None:
-    """Put policy-rc.d back as it was, also for a run that was killed before it could."""
-    if not (cache.policy / "record").exists():
+def settle_installation(cache: Cache) -> None:
+    """Put policy-rc.d back as it was and disable new units, also for a run that was killed before it could."""
+    record = cache.policy / "record.json"
+    if not record.exists():
         return
     original = cache.policy / "original"
     if original.exists():
         shutil.copy2(original, POLICY_RC_D)
     else:
         POLICY_RC_D.unlink(missing_ok=True)
+    if find_tool("systemctl") is not None:
+        for unit in json.loads(record.read_text(encoding="utf-8"))["disable"]:
+            run(["systemctl", "disable", unit], check=False)
     remove_tree(cache.policy)
 
 
@@ -776,6 +772,7 @@ def image_key(suite: str, mirror: Mirror) -> str:
         "architecture": architecture(),
         "packages": IMAGE_PACKAGES,
         "masked": IMAGE_MASKED_UNITS,
+        "without": IMAGE_WITHOUT,
         "mirror": [mirror.main, mirror.security],
         "options": mirror.options,
     }
@@ -816,6 +813,8 @@ def ensure_image(cache: Cache, suite: str, mirror: Mirror) -> Path:
                 f'--aptopt=Acquire::http::Proxy "http://127.0.0.1:{port}"',
                 '--aptopt=Acquire::Languages "none"',
                 *options,
+                *(f"--dpkgopt=path-exclude={pattern}" for pattern in IMAGE_WITHOUT),
+                "--dpkgopt=path-include=/usr/share/doc/*/copyright",
                 # The package lists stay, so that the first installation in a host needs no `apt-get update`.
                 "--skip=cleanup/apt/lists",
                 suite,
@@ -839,6 +838,7 @@ def finish_image(tree: Path, suite: str, mirror: Mirror) -> None:
         "etc/ssh/ssh_host_*",
         "etc/apt/sources.list.d/*",
         "etc/apt/apt.conf.d/99mmdebstrap",
+        "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
         "var/log/*.log",
     ):
         for path in tree.glob(pattern):
@@ -1059,8 +1059,9 @@ class Lab:
             self.ensure_bridge(spec)
             self.ensure_firewall(spec)
             self.ensure_services(spec, proxy)
-            for host in spec.hosts:
-                self.ensure_tree(spec, host, image)
+            with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as copies:
+                for done in [copies.submit(self.ensure_tree, spec, host, image) for host in spec.hosts]:
+                    done.result()
             self.write_ssh(spec)
             for host in spec.hosts:
                 self.start(spec, host)

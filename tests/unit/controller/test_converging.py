@@ -90,8 +90,9 @@ def test_problems_name_host_service_item_and_remedy() -> None:
 
 def test_a_service_taken_back_fails_the_task_by_name() -> None:
     result = converging.applied(
+        "forge",
         {"actions": []},
-        {"ok": False, "changed": True, "actions": [], "host": "forge", "taken_back": {"sonarr": "never answered /ping"}},
+        {"ok": False, "changed": True, "actions": [], "taken_back": {"sonarr": "never answered /ping"}},
     )
     assert result["failed"]
     assert "service sonarr was taken back: never answered /ping" in result["msg"]

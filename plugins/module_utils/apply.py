@@ -1,0 +1,1098 @@
+# Copyright (c) 2026 The Hearth developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Make a host equal to its manifest, in one transaction (design section 5). Runs in a transient unit of its own.
+
+Up to the phase ``guarded`` anything that goes wrong undoes the whole run. From ``services`` on a service that does
+not become healthy is taken back alone, with what requires it, and everything else stands.
+
+Standard library only: this module runs on hosts.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import re
+import signal
+import socket
+import stat
+import time
+import typing as t
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ansible_collections.hearth.homelab.plugins.module_utils import (
+    engine,
+    evaluate,
+    generations,
+    health,
+    packages,
+    planner,
+    postgresql,
+    services,
+    storage,
+    undo,
+    validate,
+)
+from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
+from ansible_collections.hearth.homelab.plugins.module_utils.actions import Action, Notice, Plan, Problem
+from ansible_collections.hearth.homelab.plugins.module_utils.journal import UNDOING
+from ansible_collections.hearth.homelab.plugins.module_utils.layout import (
+    fsync_directory,
+    read_json,
+    write_atomic,
+    write_json,
+)
+from ansible_collections.hearth.homelab.plugins.module_utils.observe import fill_holes
+from ansible_collections.hearth.homelab.plugins.module_utils.runner import CommandError, explain
+from ansible_collections.hearth.homelab.plugins.module_utils.undo import Context
+
+#: Free space that must be left after the files are placed (bytes).
+MARGIN = 100 * 1024 * 1024
+
+#: Seconds that the guard's timer waits longer than the run itself does for the controller.
+GUARD_MARGIN = 30
+
+#: Images are pulled side by side; registries limit more.
+PULLS = 3
+
+_LEFT_HOLE = re.compile(rb"@@hearth:[^@\s]{1,200}@@")
+
+
+class Failed(Exception):
+    """The run cannot go on: it is undone. ``service`` and ``item`` may be empty."""
+
+    def __init__(self, service: str, message: str, item: str = "", remedy: str = "") -> None:
+        super().__init__(message)
+        self.problem = Problem(service, item, message, remedy)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the controller asked for."""
+
+    run: str
+    manifest: m.Manifest
+    scope: tuple[str, ...] | None = None  # names of services; None: all
+    owner: str = ""
+    commit: str = ""
+    confirm_timeout: int = 45  # seconds
+    start_empty: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, t.Any]:
+        return {**self.__dict__, "manifest": self.manifest.to_dict()}
+
+    @classmethod
+    def from_dict(cls, data: t.Mapping[str, t.Any]) -> Request:
+        scope = data.get("scope")
+        return cls(
+            run=data["run"], manifest=m.Manifest.from_dict(data["manifest"]), scope=None if scope is None else tuple(scope),
+            owner=data.get("owner", ""), commit=data.get("commit", ""), confirm_timeout=data.get("confirm_timeout", 45),
+            start_empty=tuple(data.get("start_empty", ())),
+        )  # fmt: skip
+
+
+@dataclass
+class Result:
+    """How a run ended. ``ok``: everything is as declared. ``changed``: the host is not as it was before."""
+
+    run: str
+    ok: bool = False
+    changed: bool = False
+    undone: bool = False
+    actions: list[dict[str, t.Any]] = field(default_factory=list)
+    taken_back: dict[str, str] = field(default_factory=dict)
+    notices: list[dict[str, t.Any]] = field(default_factory=list)
+    problems: list[dict[str, t.Any]] = field(default_factory=list)
+    generation: int | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, t.Any]:
+        return dict(self.__dict__)
+
+
+class Apply:
+    """One run. ``secrets`` are those in transit, ``confirmed`` says whether the controller came back."""
+
+    def __init__(
+        self, context: Context, request: Request, secrets: t.Mapping[str, str], confirmed: t.Callable[[], bool]
+    ) -> None:
+        self.context, self.request, self.secrets, self.confirmed = context, request, dict(secrets), confirmed
+        self.layout, self.journal = context.layout, context.journal
+        generation = generations.current(self.layout)
+        self.previous = generation.manifest if generation else None
+        self.partial = dict(generation.partial) if generation else {}
+        self.full = planner.merge(request.manifest, self.previous, request.scope)
+        self._leave_out()
+        self.reload = False
+        self.result = Result(request.run)
+        self.actions: dict[tuple[str, str], Action] = {}
+        self._clock = time.monotonic()
+
+    def _leave_out(self) -> None:
+        """What is applied now: the request without the services that were taken back."""
+        held = self.journal.state.held
+        self.requested = generations.effective(self.request.manifest, self.previous, held)
+        self.manifest = planner.merge(self.requested, self.previous, self.request.scope)
+
+    # -- the run as a whole -------------------------------------------------------------------------------------
+
+    def run(self) -> Result:
+        """Apply from the beginning. Never raises but for what ends the process (SIGTERM)."""
+        plan = self._plan()
+        if plan.problems:
+            self._problems(plan)
+            return self.result
+        try:
+            self._check_space(plan)
+        except Failed as failure:
+            self.result.problems.append(failure.problem.to_dict())
+            return self.result
+        self.journal.phase("prepare")
+        return self._guard(lambda: self._all(plan))
+
+    def resume(self) -> Result:
+        """Finish an interrupted run whose files were all placed."""
+        self.context.say("finishing the interrupted run")
+        return self._guard(self._resume)
+
+    def _guard(self, work: t.Callable[[], None]) -> Result:
+        try:
+            work()
+            self._commit()
+        except Failed as failure:
+            self._undo(failure.problem)
+        except packages.PackageError as error:
+            concerned = sorted({item.service for item in self.manifest.items if item.kind == "package" and item.name in error.names})
+            self._undo(Problem(", ".join(concerned), "", str(error), ""))
+        except (CommandError, OSError, ValueError, KeyError) as error:
+            self._undo(Problem("", "", f"{type(error).__name__}: {error}", ""))
+        return self.result
+
+    def _undo(self, problem: Problem) -> None:
+        """Everything back; the result says why."""
+        self.context.say(f"undoing the run: {problem.message.splitlines()[0]}")
+        self.journal.phase(UNDOING, self.context.redactor.text(problem.message))
+        undo.clean(self.context)
+        undo.take_back(self.context, None, self.full, self.previous)
+        self._time("undo")
+        self.result.ok, self.result.undone, self.result.changed = False, True, False
+        self.result.problems.append(problem.to_dict())
+        self.result.problems += [Problem("", "", text, "").to_dict() for text in self.context.problems]
+
+    def _problems(self, plan: Plan) -> None:
+        self.result.problems += [problem.to_dict() for problem in plan.problems]
+        self._notices(plan.notices)
+
+    def _notices(self, notices: t.Iterable[Notice]) -> None:
+        known = {(entry["service"], entry["item"], entry["message"]) for entry in self.result.notices}
+        self.result.notices += [
+            notice.to_dict() for notice in notices if (notice.service, notice.item, notice.message) not in known
+        ]
+
+    def _time(self, name: str) -> None:
+        now = time.monotonic()
+        self.result.timings[name] = round(self.result.timings.get(name, 0.0) + now - self._clock, 3)
+        self._clock = now
+
+    def _plan(self) -> Plan:
+        """Observe and plan: the same function as in check mode."""
+        result = evaluate.evaluate(
+            self.layout, self.context.runner, self.requested, self.previous, self.request.scope,
+            evaluate.Wanted.of(self.secrets), self.request.start_empty,
+        )  # fmt: skip
+        self.reload = result.reload
+        self._time("plan")
+        return result.plan
+
+    def _remember(self, plan: Plan) -> None:
+        """What is done and what should be known, from the plan made first and those made again."""
+        planned = {id for id, _ in self.actions}
+        for action in plan.actions:
+            # A configuration file that its package brought meanwhile was planned as missing: that is what it was.
+            if action.kind == "unit" or action.id not in planned:
+                self.actions.setdefault((action.id, action.operation), action)
+        self._notices(notice for notice in plan.notices if notice.item not in planned)
+
+    # -- the phases ---------------------------------------------------------------------------------------------
+
+    def _all(self, plan: Plan) -> None:
+        self._remember(plan)
+        engine.install(self.context)
+        self._baseline(plan)
+        self._accounts(plan)
+        self._storage(plan)
+        stored = self._store_secrets(plan)
+        early = self._early(plan)
+        if early:
+            # Their validators may not be installed yet; they are checked with all others later.
+            self._put(self._stage(early))
+        installed = self._packages(plan, early)
+        if stored or early or installed:
+            plan = self._again()
+            self._baseline(plan)
+            self._accounts(plan)
+            self._storage(plan)
+        self._initialize(plan)
+        self._time("prepare")
+        self.journal.phase("files")
+        self._files(plan)
+        self._time("files")
+        self.journal.phase("guarded")
+        self._guarded(plan)
+        self._time("guarded")
+        self.journal.phase("services")
+        self._services(plan)
+
+    def _resume(self) -> None:
+        """From the service phase on, with the undo data of the same run."""
+        state = self.journal.state
+        begun = set(state.held) - state.settled
+        if begun:
+            self._take_back(begun)
+        self._leave_out()
+        plan = self._again()
+        self._accounts(plan)
+        self._storage(plan)
+        self._files(plan)
+        self._services(plan)
+
+    def _again(self) -> Plan:
+        plan = self._plan()
+        if plan.problems:
+            first = plan.problems[0]
+            self.result.problems += [problem.to_dict() for problem in plan.problems[1:]]
+            raise Failed(first.service, first.message, first.item, first.remedy)
+        self._remember(plan)
+        return plan
+
+    def _check_space(self, plan: Plan) -> None:
+        """The files three times (kept, staged, placed) and room for state, on each file system concerned."""
+        items = self.manifest.by_id()
+        needed = MARGIN + 3 * sum(
+            item.size for item in (items.get(action.id) for action in plan.actions) if isinstance(item, m.File)
+        )
+        missing = [action.name for action in plan.actions if action.kind == "package"]
+        installed = packages.space_needed(self.context, missing) if missing else 0
+        seen: set[int] = set()
+        for path, extra in (("/var", installed), ("/", installed), ("/etc", 0)):
+            real = self.layout.at(path)
+            if not real.exists() or real.stat().st_dev in seen:
+                continue
+            seen.add(real.stat().st_dev)
+            found = os.statvfs(real)
+            free = found.f_bavail * found.f_frsize
+            if free < needed + extra:
+                raise Failed(
+                    "", f"{path} has {free // 2**20} MiB free, this run needs {(needed + extra) // 2**20} MiB", "",
+                    "make room there; nothing was changed",
+                )  # fmt: skip
+
+    def _baseline(self, plan: Plan) -> None:
+        """How units are before this run touches them."""
+        names = {item.name for item in self.full.items if item.kind == "unit"}
+        names |= {item.name for item in (self.previous.items if self.previous else ()) if item.kind == "unit"}
+        names |= {action.name for action in plan.actions if action.kind == "unit"}
+        names -= set(self.journal.state.baseline)
+        found = self.context.units(sorted(name for name in names if "@." not in name))
+        if found:
+            self.journal.baseline(
+                {
+                    name: {
+                        "active": unit.active in ("active", "reloading", "activating"),
+                        "enabled": unit.enabled,
+                        "loaded": unit.load == "loaded",
+                    }
+                    for name, unit in found.items()
+                }
+            )
+
+    # -- accounts and storage -----------------------------------------------------------------------------------
+
+    def _accounts(self, plan: Plan) -> None:
+        items = self.manifest.by_id()
+        for action in plan.actions:
+            item = items.get(action.id)
+            if isinstance(item, m.Hostname):
+                self._hostname(action)
+            elif isinstance(item, m.Group):
+                step = self.journal.begin(action.id, action.operation, action.service)
+                self._must(action, ["groupadd", "--gid", str(item.gid), item.name])
+                self.journal.done(step)
+            elif isinstance(item, m.User):
+                self._user(action, item)
+
+    def _user(self, action: Action, item: m.User) -> None:
+        present = {entry.gr_name for entry in grp.getgrall()}
+        # A group that a package brings is joined after the installation, when the plan is made again.
+        groups = [name for name in item.groups if name in present]
+        if action.operation == "create":
+            argv = ["useradd", "--uid", str(item.uid), "--gid", item.group, "--home-dir", item.home, "--shell", item.shell]
+            argv += ["--comment", item.comment]
+            argv += ["--groups", ",".join(groups)] if groups else []
+            # -M: a service's home is its storage or nobody's, never made or chowned here.
+            argv += ["--system", "--no-create-home"] if item.system else ["--create-home"]
+            step = self.journal.begin(action.id, action.operation, action.service)
+            self._must(action, [*argv, item.name])
+            self.journal.done(step)
+            return
+        entry = pwd.getpwnam(item.name)
+        joined = sorted(group.gr_name for group in grp.getgrall() if item.name in group.gr_mem)
+        data = {
+            "do": "user", "name": item.name, "shell": entry.pw_shell, "comment": entry.pw_gecos, "groups": joined,
+        }  # fmt: skip
+        missing = sorted(set(groups) - set(joined))
+        argv = ["usermod", "--shell", item.shell, "--comment", item.comment]
+        if entry.pw_dir != item.home:
+            argv += ["--home", item.home]  # without --move-home: no file is touched
+        argv += ["--append", "--groups", ",".join(missing)] if missing else []
+        step = self.journal.begin(action.id, action.operation, action.service, data)
+        self._must(action, [*argv, item.name])
+        self.journal.done(step)
+
+    def _storage(self, plan: Plan) -> None:
+        items = self.manifest.by_id()
+        for action in plan.actions:
+            item = items.get(action.id)
+            if not isinstance(item, m.Storage):
+                continue
+            if item.provider != "directory":
+                raise Failed(item.service, f"storage provider {item.provider!r} is not known on this host", item.id)
+            step = self.journal.begin(action.id, action.operation, action.service)
+            path = self.layout.at(item.name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, exist_ok=True)
+            # The directory alone: what is in it belongs to its application.
+            os.chown(path, self._uid(item.owner, item), self._gid(item.group, item))
+            os.chmod(path, int(item.mode, 8))
+            storage.write_mark(item.name, self.manifest.host, item.service, root=str(self.layout.root))
+            fsync_directory(path.parent)
+            self.journal.done(step)
+
+    def _uid(self, name: str, item: m.Item) -> int:
+        try:
+            return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
+        except KeyError:
+            raise Failed(item.service, f"{item.name}: there is no user {name} on this host", item.id) from None
+
+    def _gid(self, name: str, item: m.Item) -> int:
+        try:
+            return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+        except KeyError:
+            raise Failed(item.service, f"{item.name}: there is no group {name} on this host", item.id) from None
+
+    def _must(self, action: Action, argv: t.Sequence[str], timeout: float = 120) -> None:
+        done = self.context.runner.run(argv, check=False, timeout=timeout)
+        if done.returncode != 0:
+            raise Failed(action.service, f"{action.id}: {argv[0]}: {explain(done)}", action.id)
+
+    # -- packages -----------------------------------------------------------------------------------------------
+
+    def _packages(self, plan: Plan, early: t.Sequence[Action]) -> bool:
+        """Install what is missing, with starts denied; whether anything was installed."""
+        items = self.manifest.by_id()
+        wanted = [item for item in (items.get(a.id) for a in plan.actions) if isinstance(item, m.Package)]
+        if not wanted:
+            return False
+        self.journal.phase("packages")
+        names = [item.name for item in wanted]
+        units = self.context.units(sorted(item.name for item in self.manifest.items if item.kind == "unit" and "@." not in item.name))
+        packages.deny_starts(self.context, (name for name, unit in units.items() if unit.load == "not-found"))
+        packages.repair(self.context)
+        fresh = any(action.name.startswith("/etc/apt/") for action in early)
+        simulation = packages.simulate(self.context, names, fresh)
+        allowed = {name for item in self.manifest.items if isinstance(item, m.Package) for name in item.replaces}
+        unexpected = sorted(set(simulation.removes) - allowed)
+        if unexpected:
+            owners = sorted({item.service for item in wanted})
+            raise Failed(
+                ", ".join(owners), f"installing {', '.join(names)} would remove {', '.join(unexpected)}", "",
+                "list what may be removed in native.replaces, or declare other packages",
+            )  # fmt: skip
+        self.context.say(f"downloading {len(simulation.installs)} packages")
+        packages.download(self.context, names)
+        before = undo.enabled_units(self.context)
+        step = self.journal.begin("packages", "install", "", {"do": "package_units", "enabled": before})
+        self.context.say(f"installing {len(simulation.installs)} packages")
+        packages.install(self.context, names, set(simulation.removes))
+        self.journal.done(step)
+        undo.clean(self.context)
+        planned = {item.name for item in self.manifest.items if item.kind == "unit"}
+        fresh_units = sorted(set(undo.enabled_units(self.context)) - set(before) - planned)
+        if fresh_units:
+            self._notices(
+                [
+                    Notice(
+                        "", "",
+                        f"packages enabled {', '.join(fresh_units)}, which no service of the plan names: not started now, "
+                        "but they will be at the next boot unless a contribution lists them",
+                    )  # fmt: skip
+                ]
+            )
+        self._time("packages")
+        return True
+
+    def _initialize(self, plan: Plan) -> None:
+        items = self.manifest.by_id()
+        for action in plan.actions:
+            item = items.get(action.id)
+            if isinstance(item, m.Initialize):
+                self.context.say(f"initialising the data of {item.service}")
+                step = self.journal.begin(action.id, action.operation, action.service)
+                self._must(action, health.as_user(item.user, item.argv), 900)
+                if item.creates and not os.path.lexists(self.layout.at(item.creates)):
+                    raise Failed(item.service, f"{item.argv[0]} succeeded without making {item.creates}", item.id)
+                self.journal.done(step)
+
+    # -- secrets and files --------------------------------------------------------------------------------------
+
+    def _store_secrets(self, plan: Plan) -> bool:
+        """Store what was sent, remove what is no longer declared; whether anything was."""
+        todo = [action for action in plan.actions if action.kind == "secret"]
+        for action in todo:
+            path = self.layout.secret(action.name)
+            before = self.journal.keep(path.read_bytes()) if path.exists() else None
+            data = {"do": "secret", "name": action.name, "before": before}
+            step = self.journal.begin(action.id, action.operation, action.service, data)
+            if action.operation == "remove":
+                path.unlink(missing_ok=True)
+            elif action.name in self.secrets:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                write_atomic(path, self.secrets[action.name].encode(), 0o400)
+            else:
+                raise Failed(action.service, f"the controller sent no value for the secret {action.name}", action.id)
+            self.journal.done(step)
+        return bool(todo)
+
+    def _secret(self, name: str, service: str) -> str:
+        try:
+            return self.layout.secret(name).read_text("utf-8")
+        except FileNotFoundError:
+            raise Failed(service, f"the secret {name} is not stored on this host", f"secret:{name}") from None
+
+    def _early(self, plan: Plan) -> list[Action]:
+        """Files that come before packages, and the directories that they are in."""
+        items = self.manifest.by_id()
+        files = [a for a in plan.actions if getattr(items.get(a.id), "early", False)]
+        directories = [
+            a for a in plan.actions
+            if a.kind == "directory" and any(file.name.startswith(a.name.rstrip("/") + "/") for file in files)
+        ]  # fmt: skip
+        return [*directories, *files]
+
+    def _files(self, plan: Plan) -> None:
+        todo = [action for action in plan.actions if action.kind in ("file", "symlink", "directory")]
+        staged = self._stage(todo)
+        self._validate(staged)
+        # Units that go are stopped while systemd still has their files, the others after everything is placed.
+        self._stop(plan)
+        if todo:
+            self.context.say(f"placing {len(todo)} files")
+        self._put(staged)
+        for action in plan.actions:
+            if action.kind == "locale":
+                self._locale(action)
+
+    def _stage(self, todo: t.Iterable[Action]) -> dict[str, tuple[Action, validate.Staged]]:
+        """What shall be at each path, parents that are missing included."""
+        items = self.manifest.by_id()
+        kept = generations.originals(self.layout)
+        staged: dict[str, tuple[Action, validate.Staged]] = {}
+        for action in todo:
+            path, item = action.name, items.get(action.id)
+            if action.operation == "restore":
+                entry = self._original(path, kept)
+            elif action.operation == "remove" or item is None:
+                entry = validate.Staged(path, removed=True, directory=action.kind == "directory")
+            elif isinstance(item, m.File):
+                entry = validate.Staged(
+                    path, self._content(item), mode=int(item.mode, 8),
+                    uid=self._uid(item.owner, item), gid=self._gid(item.group, item),
+                )  # fmt: skip
+            elif isinstance(item, m.Symlink):
+                entry = validate.Staged(path, target=item.target)
+            else:
+                directory = t.cast(m.Directory, item)
+                entry = validate.Staged(
+                    path, directory=True, mode=int(directory.mode, 8),
+                    uid=self._uid(directory.owner, item), gid=self._gid(directory.group, item),
+                )  # fmt: skip
+            staged[path] = (action, entry)
+        for path, (action, entry) in list(staged.items()):
+            parent = os.path.dirname(path)
+            while not entry.removed and parent != "/" and parent not in staged and not self.layout.at(parent).is_dir():
+                implied = Action(f"directory:{parent}", "create", action.service, None, None, "missing")
+                staged[parent] = (implied, validate.Staged(parent, directory=True, mode=0o755))
+                parent = os.path.dirname(parent)
+        return staged
+
+    def _original(self, path: str, kept: t.Mapping[str, t.Mapping[str, t.Any]]) -> validate.Staged:
+        entry = kept.get(path)
+        if entry is None:
+            return validate.Staged(path, removed=True)
+        if entry["kind"] == "symlink":
+            return validate.Staged(path, target=entry["target"])
+        content = generations.original_content(self.layout, entry)
+        return validate.Staged(path, content, mode=int(entry["mode"], 8), uid=entry["uid"], gid=entry["gid"])
+
+    def _content(self, item: m.File) -> bytes:
+        """The final content of a file, its holes filled from the host's secret store."""
+        try:
+            content = (self.layout.blobs / item.digest).read_bytes()
+        except FileNotFoundError:
+            raise Failed(item.service, f"the content of {item.name} was not sent", item.id, "run again") from None
+        if not item.holes:
+            return content
+        content = fill_holes(content, {name: self._secret(name, item.service) for name in item.holes})
+        left = _LEFT_HOLE.search(content)
+        if left:
+            raise Failed(item.service, f"{item.name} has the hole {left[0].decode()}, which its item does not name", item.id)
+        return content
+
+    def _validate(self, staged: t.Mapping[str, tuple[Action, validate.Staged]]) -> None:
+        chosen = validate.select(self.manifest.validators, list(staged))
+        if not chosen:
+            return
+        self.context.say(f"validating {len(staged)} files with {len(chosen)} programs")
+        mountpoint = self.layout.transit(self.request.run) / "stage"
+        mountpoint.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            failures = validate.run(chosen, [entry for _, entry in staged.values()], mountpoint, self.layout.agent)
+        except OSError as error:
+            raise Failed("", self.context.redactor.text(str(error))) from error
+        if failures:
+            texts = [self.context.redactor.text(str(failure)) for failure in failures]
+            self.result.problems += [
+                Problem(failure.service, "", text, "").to_dict() for failure, text in zip(failures[1:], texts[1:])
+            ]
+            raise Failed(failures[0].service, texts[0], "", "correct the configuration; nothing was replaced")
+
+    def _put(self, staged: t.Mapping[str, tuple[Action, validate.Staged]]) -> None:
+        """Replace each path, atomically; what was there is kept first (undo data, and generation 0 once)."""
+        if not staged:
+            return
+        mine = {item.name for item in (self.previous.items if self.previous else ()) if item.kind in ("file", "symlink")}
+        generations.keep_originals(
+            self.layout,
+            [path for path, (_, entry) in staged.items() if path not in mine and not entry.directory and not entry.removed],
+        )
+        # Directories before what is in them; removals last, the deepest first.
+        order = sorted(
+            staged.values(),
+            key=lambda pair: (pair[1].removed, pair[1].removed == pair[1].directory, -len(pair[1].path) if pair[1].removed else 0, pair[1].path),
+        )  # fmt: skip
+        steps = self.journal.begin_all(
+            (action.id, action.operation, action.service, undo.path_undo(self.context, entry.path)) for action, entry in order
+        )
+        touched: set[Path] = set()
+        for action, entry in order:
+            real = self.layout.at(entry.path)
+            try:
+                self._put_one(real, entry)
+            except OSError as error:
+                raise Failed(action.service, f"{entry.path} cannot be written: {error.strerror}", action.id) from error
+            touched.add(real.parent)
+        for directory in touched:
+            if directory.is_dir():
+                fsync_directory(directory)
+        self.journal.done(*steps)
+
+    def _put_one(self, path: Path, entry: validate.Staged) -> None:
+        if entry.removed:
+            if not entry.directory:
+                path.unlink(missing_ok=True)
+            elif path.is_dir() and not path.is_symlink() and not os.listdir(path):
+                path.rmdir()
+        elif entry.directory:
+            path.mkdir(mode=0o700, exist_ok=True)
+            os.chown(path, entry.uid, entry.gid)
+            os.chmod(path, entry.mode)
+        elif entry.target:
+            undo.place_link(path, entry.target)
+        else:
+            write_atomic(path, entry.content or b"", entry.mode, entry.uid, entry.gid)
+
+    def _hostname(self, action: Action) -> None:
+        data = undo.path_undo(self.context, "/etc/hostname")
+        first = self.journal.begin(action.id, action.operation, action.service, data)
+        old = {"do": "hostname", "before": socket.gethostname()}
+        second = self.journal.begin(action.id, action.operation, action.service, old)
+        write_atomic(self.layout.at("/etc/hostname"), f"{action.name}\n".encode(), 0o644)
+        if self.layout.root == Path("/"):
+            socket.sethostname(action.name)
+        self.journal.done(first, second)
+
+    def _locale(self, action: Action) -> None:
+        """localedef(1) as locale-gen(8) calls it; locale-gen itself would first delete all others."""
+        language, _, charset = action.name.partition(".")
+        charset, _, modifier = charset.partition("@")
+        source = language.partition("@")[0] + (f"@{modifier}" if modifier else "")
+        argv = ["localedef", "-i", source, "-c", "-f", charset or "UTF-8", "-A", "/usr/share/locale/locale.alias", action.name]
+        step = self.journal.begin(action.id, action.operation, action.service)
+        self.context.say(f"generating the locale {action.name}")
+        self._must(action, argv)
+        self.journal.done(step)
+
+    def _stop(self, plan: Plan) -> None:
+        """Units that shall not run or be enabled any more."""
+        for verb in ("stop", "disable"):
+            todo = [action for action in plan.actions if action.kind == "unit" and action.operation == verb]
+            if not todo:
+                continue
+            baseline = self.journal.state.baseline
+            steps = self.journal.begin_all(
+                (action.id, verb, action.service, self._unit_undo(action.name, verb, baseline)) for action in todo
+            )
+            names = [action.name for action in todo]
+            self.context.say(f"{'stopping' if verb == 'stop' else 'disabling'} {', '.join(names)}")
+            argv = ["systemctl", verb, *(["--no-reload"] if verb == "disable" else []), "--", *names]
+            done = self.context.runner.run(argv, check=False, timeout=600)
+            if done.returncode != 0:
+                raise Failed(todo[0].service, f"systemctl {verb}: {explain(done)}", todo[0].id)
+            self.journal.done(*steps)
+
+    @staticmethod
+    def _unit_undo(unit: str, verb: str, baseline: t.Mapping[str, t.Mapping[str, t.Any]]) -> dict[str, t.Any]:
+        if verb in ("enable", "disable"):
+            return {"do": "enabled", "unit": unit, "before": baseline.get(unit, {}).get("enabled") is True}
+        return {"do": "unit", "unit": unit}
+
+    # -- what may cut the controller off ------------------------------------------------------------------------
+
+    def _guarded(self, plan: Plan) -> None:
+        """Firewall and guarded units, armed: undone unless the controller comes back over a new connection."""
+        placed = self.journal.state.changed
+        if self.reload or undo.reads_unit_files(self.journal.state.steps):
+            self.context.runner.run(["systemctl", "daemon-reload"])
+        items = self.manifest.by_id()
+        firewall = [action for action in plan.actions if action.kind == "firewall"]
+        units = [
+            action
+            for action in self._unit_actions(plan, placed)
+            if action.operation in ("start", "restart", "reload") and getattr(items.get(action.id), "guarded", False)
+        ]
+        if not firewall and not units:
+            return
+        timer = f"hearth-guard-{self.request.run}"
+        step = self.journal.begin("cleanup:timer", "create", "", {"do": "timer", "unit": f"{timer}.timer"}, cleanup=True)
+        self.context.runner.run(
+            [
+                "systemd-run", "--quiet", "--collect", f"--unit={timer}", "--timer-property=AccuracySec=1s",
+                f"--on-active={self.request.confirm_timeout + GUARD_MARGIN}",
+                *engine.command(self.layout, "settle", self.request.run),
+            ]
+        )  # fmt: skip
+        self.journal.done(step)
+        for action in firewall:
+            self._firewall(action, items)
+        for action in units:
+            step = self.journal.begin(action.id, action.operation, action.service, {"do": "unit", "unit": action.name})
+            self.context.say(f"{action.operation} {action.name}")
+            verb = "reload-or-restart" if action.operation == "reload" else action.operation
+            self._must(action, ["systemctl", verb, "--", action.name])
+            self.journal.done(step)
+        self._await_controller()
+        self.journal.confirmed()
+        undo.clean(self.context)
+
+    def _firewall(self, action: Action, items: t.Mapping[str, m.Item]) -> None:
+        family, _, table = action.name.partition(" ")
+        live = self.context.runner.run(["nft", "-s", "list", "table", family, table], check=False)
+        before = self.journal.keep(live.stdout.encode()) if live.returncode == 0 else None
+        data = {"do": "firewall", "table": action.name, "before": before}
+        step = self.journal.begin(action.id, action.operation, action.service, data)
+        item = items.get(action.id)
+        self.context.say(f"{'loading' if action.operation == 'load' else 'removing'} the firewall table {action.name}")
+        if action.operation == "load" and isinstance(item, m.Firewall):
+            self._must(action, ["nft", "-f", item.path])
+        else:
+            undo.remove_table(self.context.runner, action.name)
+        self.journal.done(step)
+
+    def _await_controller(self) -> None:
+        limit = self.request.confirm_timeout
+        self.context.say("waiting for the controller to confirm over a new connection")
+        write_atomic(self.journal.directory / "awaiting", b"", uid=os.geteuid(), gid=os.getegid())
+        end = time.monotonic() + limit
+        while not self.confirmed():
+            if time.monotonic() > end:
+                raise Failed(
+                    "", f"the controller did not reach this host over a new connection within {limit} s after the change of "
+                    "firewall or SSH: everything was undone", "", "check the address, port and keys that the plan gives SSH",
+                )  # fmt: skip
+            time.sleep(0.2)
+
+    # -- services -----------------------------------------------------------------------------------------------
+
+    def _unit_actions(self, plan: Plan, changed: t.Collection[str]) -> list[Action]:
+        """The plan's unit actions, and restarts for items that changed before the plan was made again."""
+        found = {(a.name, a.operation): a for a in plan.actions if a.kind == "unit"}
+        acted = {name for name, operation in found if operation in ("start", "restart", "reload", "stop")}
+        done = {
+            step.id for step in self.journal.state.steps
+            if step.done and not step.undone and step.operation in ("start", "restart", "reload")
+        }  # fmt: skip
+        for item in self.manifest.items:
+            if not isinstance(item, m.Unit) or not item.running or item.id in done:
+                continue
+            restart = bool(planner.triggered(item.restart_on, changed))
+            if restart and (item.name, "reload") in found:
+                del found[item.name, "reload"]
+            elif item.name in acted:
+                continue
+            verb = "restart" if restart else "reload"
+            if restart or planner.triggered(item.reload_on, changed):
+                found[item.name, verb] = Action(item.id, verb, item.service, None, None, "its configuration changed")
+        return list(found.values())
+
+    def _services(self, plan: Plan) -> None:
+        """Images, podman secrets, enabling, databases, units, health; services that fail are taken back."""
+        items = self.manifest.by_id()
+        held: dict[str, str] = {}
+        self._images([a for a in plan.actions if a.kind == "image"], held)
+        self._podman_secrets([a for a in plan.actions if a.kind == "podman_secret"], items, held)
+        actions = self._unit_actions(plan, self.journal.state.changed)
+        self._enable([a for a in actions if a.operation == "enable"], held)
+        if held:
+            for service, reason in held.items():
+                self._hold(service, reason)
+            items = self.manifest.by_id()
+        self._time("images")
+        out = self.journal.state.held
+        actions = [a for a in actions if a.service not in out]
+        for action in actions:
+            self.actions.setdefault((action.id, action.operation), action)
+        databases = {a.service for a in plan.actions if a.kind.startswith("postgresql_")}
+        databases |= {n.service for n in plan.unknown if _kind(n).startswith("postgresql_")}
+        databases -= set(out)
+        loop = services.Services(
+            _Host(self), self._watches(actions, databases), self.previous.services if self.previous else {}
+        )
+        loop.run()
+        for name, watch in loop.watches.items():
+            if watch.phase == "unhealthy":
+                self.result.problems.append(Problem(name, "", f"{name}: {watch.reason}", "it was not changed by this run").to_dict())
+            elif watch.phase == "returned" and watch.reason:
+                self.result.taken_back[name] = self.context.redactor.text(watch.reason)
+        self._sentinels(loop)
+        self._time("services")
+
+    def _watches(self, actions: t.Sequence[Action], databases: t.Collection[str]) -> list[services.Watch]:
+        items = self.manifest.by_id()
+        by_service: dict[str, dict[str, list[str]]] = {}
+        for action in actions:
+            done = {step.id for step in self.journal.state.steps if step.done and step.operation == action.operation}
+            if action.operation in ("start", "restart", "reload") and not (
+                getattr(items.get(action.id), "guarded", False) and action.id in done
+            ):
+                by_service.setdefault(action.service, {}).setdefault(action.operation, []).append(action.name)
+            elif action.operation in ("start", "restart", "reload"):
+                by_service.setdefault(action.service, {})  # done already: watched all the same
+        for service in databases:
+            by_service.setdefault(service, {})
+        disturbed = {name for name, verbs in by_service.items() if verbs.get("restart") or verbs.get("start")}
+        dependents = services.requiring(self.manifest, disturbed) - set(by_service)
+        watches: list[services.Watch] = []
+        for name in planner.service_order(self.manifest.services):
+            if name not in by_service and name not in dependents:
+                continue
+            state = self.manifest.services[name]
+            units = tuple(
+                item.name for item in self.manifest.items if isinstance(item, m.Unit) and item.service == name and item.running
+            )
+            providers = {
+                item.provider for item in self.manifest.items
+                if isinstance(item, (m.PostgresqlRole, m.PostgresqlDatabase)) and item.service == name
+            }  # fmt: skip
+            verbs = by_service.get(name, {})
+            watches.append(
+                services.Watch(
+                    state=state if verbs or name in dependents else replace(state, checks=()),
+                    start=verbs.get("start", []), restart=verbs.get("restart", []), reload=verbs.get("reload", []),
+                    units=units if verbs or name in dependents or name in by_service and name not in databases else (),
+                    after=frozenset({*state.requires, *state.wants, *providers}), changed=name in by_service,
+                )  # fmt: skip
+            )
+        return watches
+
+    def _images(self, todo: t.Sequence[Action], held: dict[str, str]) -> None:
+        if not todo:
+            return
+
+        def pull(action: Action) -> str:
+            self.context.say(f"pulling {action.name}")
+            done = self.context.runner.run(["podman", "pull", "--quiet", action.name], check=False, timeout=3600)
+            return "" if done.returncode == 0 else explain(done)
+
+        steps = self.journal.begin_all((action.id, action.operation, action.service, None) for action in todo)
+        with ThreadPoolExecutor(PULLS) as pool:
+            for action, error in zip(todo, pool.map(pull, todo)):
+                if error:
+                    held.setdefault(action.service, f"the image {action.name} cannot be pulled: {error}")
+        self.journal.done(*steps)
+
+    def _podman_secrets(self, todo: t.Sequence[Action], items: t.Mapping[str, m.Item], held: dict[str, str]) -> None:
+        for action in todo:
+            item = items.get(action.id)
+            shown = self.context.runner.run(
+                ["podman", "secret", "inspect", "--showsecret", "--format", "{{.SecretData}}", action.name], check=False
+            )
+            # Go's template adds one line end.
+            before = self.journal.keep(shown.stdout.removesuffix("\n").encode()) if shown.returncode == 0 else None
+            data = {"do": "podman_secret", "name": action.name, "before": before}
+            step = self.journal.begin(action.id, action.operation, action.service, data)
+            try:
+                if isinstance(item, m.PodmanSecret):
+                    value = self._secret(item.secret, item.service)
+                    undo.put_podman_secret(self.context.runner, action.name, value.encode())
+                else:
+                    self.context.runner.run(["podman", "secret", "rm", "--ignore", action.name])
+            except CommandError as error:
+                held.setdefault(action.service, f"podman secret {action.name}: {explain(error.completed)}")
+            self.journal.done(step)
+
+    def _enable(self, todo: t.Sequence[Action], held: dict[str, str]) -> None:
+        if not todo:
+            return
+        baseline = self.journal.state.baseline
+        steps = self.journal.begin_all(
+            (a.id, "enable", a.service, self._unit_undo(a.name, "enable", baseline)) for a in todo
+        )
+        argv = ["systemctl", "enable", "--no-reload", "--quiet", "--"]
+        if self.context.runner.run([*argv, *(a.name for a in todo)], check=False).returncode != 0:
+            for action in todo:  # one by one, to find whose fault it is
+                done = self.context.runner.run([*argv, action.name], check=False)
+                if done.returncode != 0:
+                    held.setdefault(action.service, f"{action.name} cannot be enabled: {explain(done)}")
+        self.context.runner.run(["systemctl", "daemon-reload"])
+        self.journal.done(*steps)
+
+    # -- taking back --------------------------------------------------------------------------------------------
+
+    def _hold(self, service: str, reason: str) -> dict[str, tuple[str, ...]]:
+        """Take back a service and what requires it; each with the units that run again."""
+        state = self.journal.state
+        if service in state.settled:
+            return {}
+        changed = {step.service for step in state.steps if step.undo is not None and not step.undone}
+        closure = {service} | {
+            name for name in services.requiring(self.full, {service})
+            if name in changed or self.previous is None or name not in self.previous.services
+        }  # fmt: skip
+        closure -= set(state.settled)
+        self.context.say(f"taking back {', '.join(sorted(closure))}: {reason.splitlines()[0]}")
+        for name in sorted(closure):
+            text = reason if name == service else f"requires {service}, which is held back"
+            self.journal.held(name, self.context.redactor.text(text))
+        self._take_back(closure)
+        self._leave_out()
+        old = [item for item in (self.previous.items if self.previous else ()) if isinstance(item, m.Unit)]
+        baseline = self.journal.state.baseline
+        stopped = self._newer_data(closure)
+        return {
+            name: ()
+            if name in stopped
+            else tuple(u.name for u in old if u.service == name and u.running and baseline.get(u.name, {}).get("active"))
+            for name in closure
+        }
+
+    def _take_back(self, names: t.Collection[str]) -> None:
+        held = self.journal.state.held
+        leave = self._newer_data(names)
+        undo.take_back(self.context, names, self.full, self.previous, leave)
+        for name in names:
+            text = held[name]
+            if name in leave:
+                text += (
+                    "\nThe new version has run on the data and the change is not declared reversible: the old version is not "
+                    "started on it. Correct the new version and converge again, or restore the data from before and the old "
+                    "version with it."
+                )
+            self.result.taken_back[name] = text
+        self.journal.settled(names)
+
+    def _newer_data(self, names: t.Collection[str]) -> set[str]:
+        """Services whose data a newer program has had: another image than before, run on storage, not reversible."""
+        if self.previous is None:
+            return set()
+        ran = {
+            step.service for step in self.journal.state.steps
+            if step.operation in ("start", "restart") and step.done and step.id.startswith("unit:")
+        }  # fmt: skip
+        found: set[str] = set()
+        for name in names:
+            state = self.full.services.get(name)
+            images = [
+                {item.name for item in source.items if item.kind == "image" and item.service == name}
+                for source in (self.full, self.previous)
+            ]
+            stored = any(item.kind == "storage" and item.service == name for item in self.full.items)
+            if state and not state.reversible and stored and all(images) and images[0] != images[1] and name in ran:
+                found.add(name)
+        return found
+
+    def _sentinels(self, loop: services.Services) -> None:
+        """After the first healthy start storage holds data: from then on an empty one is a loss."""
+        out = self.journal.state.held
+        entries = [item for item in self.manifest.items if isinstance(item, m.Storage) and item.service not in out]
+        running: dict[str, list[str]] = {}
+        for item in self.manifest.items:
+            if isinstance(item, m.Unit) and item.running:
+                running.setdefault(item.service, []).append(item.name)
+        wanted = []
+        for entry in entries:
+            facts = storage.read_storage_facts(entry.name, str(self.layout.root))
+            if facts.mark is not None and not facts.mark.sentinel and entry.service in running:
+                wanted.append(entry)
+        if not wanted:
+            return
+        units = self.context.units(sorted({unit for entry in wanted for unit in running[entry.service]}))
+        for entry in wanted:
+            watch = loop.watches.get(entry.service)
+            well = watch.phase == "well" if watch else all(units[unit].running for unit in running[entry.service])
+            if well:
+                storage.write_sentinel(entry.name, self.manifest.host, entry.service, root=str(self.layout.root))
+
+    # -- the end ------------------------------------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        """Record the generation, then end the journal."""
+        state = self.journal.state
+        self._leave_out()
+        for name, reason in state.held.items():
+            self.result.taken_back.setdefault(name, reason)
+        scoped = {item.service for item in self.request.manifest.items} | set(self.request.manifest.services)
+        # What an earlier run held back stays named until it is part of a run again.
+        carried = {
+            name: reason for name, reason in self.partial.items()
+            if self.request.scope is not None and name not in scoped and name not in self.result.taken_back
+        }  # fmt: skip
+        partial = {**carried, **{name: self.context.redactor.text(r) for name, r in self.result.taken_back.items()}}
+        generation = generations.record(
+            self.layout, self.manifest, commit=self.request.commit, controller=self.request.owner, partial=partial,
+            scope=self.request.scope,
+        )  # fmt: skip
+        self.result.generation = generation.number
+        self.result.actions = [action.to_dict() for action in self.actions.values()]
+        self.result.changed = any(not step.undone and not step.cleanup for step in state.steps if step.service or step.id == "packages")
+        self.result.problems += [Problem("", "", text, "").to_dict() for text in self.context.problems]
+        self.result.ok = not self.result.problems and not self.result.taken_back
+
+
+def _kind(notice: Notice) -> str:
+    return notice.item.partition(":")[0]
+
+
+class _Host:
+    """The service loop's view of this host."""
+
+    def __init__(self, run: Apply) -> None:
+        self.apply, self.context = run, run.context
+        self._databases: set[str] = set()
+
+    def clock(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def say(self, text: str) -> None:
+        self.context.say(text)
+
+    def show(self, units: t.Sequence[str]) -> dict[str, health.UnitStatus]:
+        return self.context.units(units)
+
+    def check(self, checks: t.Mapping[str, t.Sequence[m.Check]]) -> dict[str, list[str]]:
+        found = health.run_checks(checks)
+        return {name: [self.context.redactor.text(text) for text in texts] for name, texts in found.items()}
+
+    def prepare(self, service: str) -> str:
+        """The service's roles and databases. Planned now: before, its server may not have been there to be asked."""
+        names = {
+            item.id for item in self.apply.manifest.items
+            if isinstance(item, (m.PostgresqlRole, m.PostgresqlDatabase)) and item.service == service
+        }  # fmt: skip
+        old = {
+            item.id for item in (self.apply.previous.items if self.apply.previous else ())
+            if isinstance(item, (m.PostgresqlRole, m.PostgresqlDatabase)) and item.service == service
+        }  # fmt: skip
+        if not names | old or service in self._databases:
+            return ""
+        return self._prepare_databases(service)
+
+    def _prepare_databases(self, service: str) -> str:
+        run = self.apply
+        plan = run._plan()
+        items = run.manifest.by_id()
+        pending = [a for a in plan.actions if a.kind.startswith("postgresql_") and a.service not in run.journal.state.held]
+        unknown = [n for n in plan.unknown if _kind(n).startswith("postgresql_") and n.service == service]
+        if unknown:
+            return f"PostgreSQL cannot be asked for {unknown[0].item.partition(':')[2]}: {unknown[0].message}"
+        # All services' items in one batch; one by one only if that fails, to find whose fault it is.
+        groups: list[list[Action]] = [pending]
+        first = True
+        while groups:
+            group = groups.pop(0)
+            error = self._batch(group, items)
+            if error and first and len({a.service for a in group}) > 1:
+                groups = [[a for a in group if a.service == name] for name in sorted({a.service for a in group})]
+            elif error and any(a.service == service for a in group):
+                return f"its PostgreSQL roles or databases: {error}"
+            elif not error:
+                self._databases |= {a.service for a in group}
+            first = False
+        self._databases.add(service)
+        return ""
+
+    def _batch(self, todo: t.Sequence[Action], items: t.Mapping[str, m.Item]) -> str:
+        if not todo:
+            return ""
+        run = self.apply
+        try:
+            port = postgresql.port(run.manifest, run.previous, todo, items)
+            before = postgresql.roles_before(run.context.runner, [a.name for a in todo if a.kind == "postgresql_role"], port)
+            steps = run.journal.begin_all((a.id, a.operation, a.service, self._undo(a, before, port)) for a in todo)
+            self.say(f"making {len(todo)} PostgreSQL roles and databases")
+            lines = postgresql.batch(todo, items, lambda name: run._secret(name, todo[0].service))
+            postgresql.execute(run.context.runner, lines, port)
+        except (CommandError, ValueError) as error:
+            text = postgresql.error_text(error) if isinstance(error, CommandError) else str(error)
+            return run.context.redactor.text(text)
+        except Failed as failure:
+            return str(failure)
+        run.journal.done(*steps)
+        for action in todo:
+            run.actions.setdefault((action.id, action.operation), action)
+        return ""
+
+    def _undo(self, action: Action, before: t.Mapping[str, postgresql.RoleState], port: str) -> dict[str, t.Any] | None:
+        if action.kind != "postgresql_role":
+            return None
+        found = before.get(action.name)
+        kept = None if found is None else self.apply.journal.keep(found.to_json())
+        return {"do": "postgresql_role", "name": action.name, "before": kept, "port": port}
+
+    def act(self, service: str, verb: str, units: t.Sequence[str]) -> str:
+        journal = self.apply.journal
+        steps = journal.begin_all((f"unit:{unit}", verb, service, {"do": "unit", "unit": unit}) for unit in units)
+        self.say(f"{verb}ing {', '.join(units)}" if verb != "reload" else f"reloading {', '.join(units)}")
+        if verb == "reload":
+            # Waited for: a failed reload leaves a unit active, its state does not show it.
+            done = self.context.runner.run(["systemctl", "reload-or-restart", "--", *units], check=False, timeout=120)
+        else:
+            # Clears a start limit that earlier failures have used up, and the count of restarts.
+            self.context.runner.run(["systemctl", "reset-failed", "--", *units], check=False)
+            done = self.context.runner.run(["systemctl", "--no-block", verb, "--", *units], check=False)
+        journal.done(*steps)
+        return "" if done.returncode == 0 else f"systemctl {verb} {' '.join(units)}: {self.context.redactor.text(explain(done))}"
+
+    def hold(self, service: str, reason: str) -> dict[str, tuple[str, ...]]:
+        return self.apply._hold(service, reason)
+
+    def last_lines(self, units: t.Sequence[str]) -> str:
+        options = [option for unit in units for option in ("--unit", unit)]
+        done = self.context.runner.run(["journalctl", "--no-pager", "-q", "-o", "cat", "-n", "12", *options], check=False)
+        return self.context.redactor.text(done.stdout.strip()[-3000:])

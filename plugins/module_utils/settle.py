@@ -1,0 +1,251 @@
+# Copyright (c) 2026 The Hearth developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Finish or undo a run that was interrupted: by kill -9, by a reboot, by a full disk.
+
+Called by hearth-settle.service (on failure and at boot), by the guard's timer, and by the next run. Up to the point
+where all files are placed and the controller has confirmed, everything is undone; after it, the run is finished.
+May itself be interrupted and called again.
+
+Early in a boot no service can be started or asked: files go back at once, so that services come up with the old
+ones, and the rest is queued for when the boot is done.
+
+Standard library only: this module runs on hosts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+import typing as t
+from pathlib import Path
+
+from ansible_collections.hearth.homelab.plugins.module_utils import engine, generations, packages, planner, undo
+from ansible_collections.hearth.homelab.plugins.module_utils.actions import Problem
+from ansible_collections.hearth.homelab.plugins.module_utils.apply import Apply, Request, Result
+from ansible_collections.hearth.homelab.plugins.module_utils.journal import UNDOING, Journal
+from ansible_collections.hearth.homelab.plugins.module_utils.layout import Layout, fsync_directory, read_json, write_json
+from ansible_collections.hearth.homelab.plugins.module_utils.redact import Redactor
+from ansible_collections.hearth.homelab.plugins.module_utils.runner import CommandError, Runner
+from ansible_collections.hearth.homelab.plugins.module_utils.undo import Context
+
+
+class Locked(Exception):
+    """Another run holds the lock; the message names it."""
+
+    def __init__(self, holder: t.Mapping[str, t.Any]) -> None:
+        self.holder = dict(holder)
+        super().__init__(describe(holder))
+
+
+def describe(holder: t.Mapping[str, t.Any]) -> str:
+    """Who holds the lock, for people."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.get("since", 0)))
+    who = holder.get("owner") or "somebody"
+    return f"{who} is applying run {holder.get('run', '?')} on this host since {since} (process {holder.get('pid', '?')})"
+
+
+class Lock:
+    """The host's lock: flock(2) on a file that names its owner. Ends with the process, however that ends."""
+
+    def __init__(self, layout: Layout, run: str, owner: str, wait: float = 5.0) -> None:
+        layout.prepare()
+        self._handle = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        end = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    found = read_json(layout.lock, {}) if layout.lock.stat().st_size else {}
+                    os.close(self._handle)
+                    raise Locked(found) from None
+                time.sleep(0.1)
+        os.ftruncate(self._handle, 0)
+        text = json.dumps({"run": run, "owner": owner, "pid": os.getpid(), "since": time.time()})
+        os.pwrite(self._handle, text.encode(), 0)
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.ftruncate(self._handle, 0)
+        os.close(self._handle)
+
+
+def holder(layout: Layout) -> dict[str, t.Any] | None:
+    """Who holds the lock now; None if nobody does. Changes nothing."""
+    try:
+        handle = os.open(layout.lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        try:
+            return t.cast("dict[str, t.Any]", read_json(layout.lock, {}))
+        except ValueError:
+            return {}  # just being written
+    finally:
+        os.close(handle)
+
+
+class Events:
+    """Progress lines of a run, for people who watch it; never with a secret."""
+
+    def __init__(self, path: Path, redactor: Redactor) -> None:
+        self._path, self._redactor = path, redactor
+
+    def __call__(self, text: str) -> None:
+        line = json.dumps({"time": round(time.time(), 3), "text": self._redactor.text(text)})
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+
+def stored_secrets(layout: Layout) -> list[str]:
+    """All secret values in the host's store, for the redactor."""
+    found: list[str] = []
+    for path in layout.secrets.glob("*/*") if layout.secrets.is_dir() else ():
+        if path.is_file():
+            found.append(path.read_text("utf-8", "replace"))
+    return found
+
+
+def context_of(layout: Layout, runner: Runner, directory: Path, redactor: Redactor, early: bool = False) -> Context:
+    """What a run, or the settling of one, works with."""
+    return Context(layout, runner, Journal(directory), redactor, Events(directory / "events.jsonl", redactor), early)
+
+
+def transit_secrets(layout: Layout, run: str) -> dict[str, str]:
+    """The secrets that came with a run and are not stored yet."""
+    return t.cast("dict[str, str]", read_json(layout.transit(run) / "secrets.json", {}))
+
+
+def begin(layout: Layout, run: str) -> None:
+    """Say on disk that a run is unfinished, before its journal does."""
+    undo.place_link(layout.state / "active", f"runs/{run}")
+
+
+def finish(layout: Layout, context: Context, result: Result, phase: str) -> Result:
+    """Write the result, end the journal, remove what belonged to the run alone."""
+    data = context.redactor.data(result.to_dict())
+    # The result first: a crash between the two settles again and writes it anew.
+    write_json(context.journal.directory / "result.json", data)
+    context.journal.phase(phase)
+    context.journal.close()
+    shutil.rmtree(layout.transit(result.run), ignore_errors=True)
+    if not generations.unfinished_runs(layout):
+        (layout.state / "active").unlink(missing_ok=True)
+        fsync_directory(layout.state)
+    generations.prune(layout)
+    return Result(**data)
+
+
+def early_boot(runner: Runner) -> bool:
+    """Whether the boot has not come to the point where services can be started (hearth-settle orders itself there)."""
+    done = runner.run(["systemctl", "is-active", "sysinit.target"], check=False)
+    return done.stdout.strip() not in ("active",)
+
+
+def settle(layout: Layout, runner: Runner, early: bool | None = None) -> list[Result]:
+    """Settle every unfinished run, the oldest first. The caller holds the lock."""
+    results: list[Result] = []
+    unfinished = generations.unfinished_runs(layout)
+    if not unfinished:
+        active = (layout.state / "active").resolve()
+        if active.parent == layout.runs.resolve() and active.is_dir() and not (active / "result.json").exists():
+            write_json(active / "result.json", _interrupted(Result(active.name), "before anything was changed").to_dict())
+            shutil.rmtree(layout.transit(active.name), ignore_errors=True)
+        (layout.state / "active").unlink(missing_ok=True)
+        _stray_policy(layout)
+        return results
+    early = early_boot(runner) if early is None else early
+    for directory in unfinished:
+        redactor = Redactor(stored_secrets(layout))
+        redactor.add(*transit_secrets(layout, directory.name).values())
+        results.append(recover(layout, context_of(layout, runner, directory, redactor, early)))
+    if early:
+        # Ordered after the boot only where both are queued: it does not wait for a target that is not coming.
+        runner.run(
+            [
+                "systemd-run", "--no-block", "--quiet", "--collect", "--unit=hearth-settle-late",
+                "--property=After=multi-user.target", *engine.command(layout, "settle"),
+            ],
+            check=False,
+        )  # fmt: skip
+    return results
+
+
+def _stray_policy(layout: Layout) -> None:
+    """A policy-rc.d of ours that no journal knows any more."""
+    path = layout.at("/usr/sbin/policy-rc.d")
+    if path.is_file() and undo.POLICY_MARK in path.read_text("utf-8", "replace"):
+        path.unlink()
+
+
+def recover(layout: Layout, context: Context) -> Result:
+    """Settle one run."""
+    journal, run = context.journal, context.journal.directory.name
+    data = read_json(journal.directory / "request.json")
+    request = None if data is None else Request.from_dict(data)
+    state = journal.state
+    if request is None:
+        # A request is written before its journal: nothing was done.
+        return finish(layout, context, _interrupted(Result(run), "before anything was changed"), "undone")
+    if state.forward:
+        if context.early:
+            return _interrupted(Result(run), "it is finished when the boot is done")
+        return _forward(layout, context, request)
+    return _backward(layout, context, request)
+
+
+def _forward(layout: Layout, context: Context, request: Request) -> Result:
+    undo.clean(context)
+    try:
+        result = Apply(context, request, transit_secrets(layout, request.run), lambda: True).resume()
+    except Exception as error:  # noqa: BLE001: a run that can be neither finished nor undone would block the host
+        context.journal.phase(UNDOING, f"it could not be finished ({type(error).__name__}: {error})")
+        return _backward(layout, context, request)
+    if not result.undone:
+        result.notices.append(
+            {"service": "", "item": "", "message": "the run was interrupted after its files were placed, and finished"}
+        )
+    return finish(layout, context, result, "undone" if result.undone else "committed")
+
+
+def _backward(layout: Layout, context: Context, request: Request) -> Result:
+    reason = context.journal.state.reason
+    context.say("undoing the interrupted run")
+    context.journal.phase(UNDOING)
+    generation = generations.current(layout)
+    previous = generation.manifest if generation else None
+    if not context.early:
+        _finish_packages(context)
+        undo.clean(context)
+    undo.take_back(context, None, planner.merge(request.manifest, previous, request.scope), previous)
+    result = _interrupted(Result(request.run, undone=True), f"and everything was undone{': ' + reason if reason else ''}")
+    result.problems += [Problem("", "", text, "").to_dict() for text in context.problems]
+    if context.early:
+        return result
+    return finish(layout, context, result, "undone")
+
+
+def _finish_packages(context: Context) -> None:
+    """dpkg in the middle of something would make the next installation by anybody start services with defaults."""
+    if not any(step.id == "cleanup:policy-rc.d" for step in context.journal.state.to_clean()):
+        return
+    try:
+        packages.deny_starts(context, ())
+        packages.repair(context)
+    except (CommandError, OSError) as error:
+        context.problems.append(context.redactor.text(f"an interrupted installation could not be finished: {error}"))
+
+
+def _interrupted(result: Result, how: str) -> Result:
+    result.problems.insert(0, Problem("", "", f"run {result.run} was interrupted, {how}", "run again").to_dict())
+    return result

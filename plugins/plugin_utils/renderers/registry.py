@@ -1,0 +1,147 @@
+# Copyright (c) 2026 The Hearth developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The renderers in order, and ``render_host``, which makes the plan of one host with them."""
+
+from __future__ import annotations
+
+import importlib
+import typing as t
+
+from ansible_collections.hearth.homelab.plugins.plugin_utils.errors import Problem, nearest
+from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet, Host, Service
+from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import DuplicateItem, HostPlan, PlanBuilder
+from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import (
+    common,
+    files,
+    health,
+    native,
+    quadlet,
+    secrets,
+    storage,
+    systemd,
+    timers,
+    users,
+)
+
+Renderer = t.Callable[[Fleet, Host, PlanBuilder], None]
+
+#: Run on every host. The order decides only which of two equal shared items is kept; the manifest is sorted.
+GENERAL: tuple[tuple[str, Renderer], ...] = (
+    ("users", users.render),
+    ("storage", storage.render),
+    ("native", native.render),
+    ("secrets", secrets.render),
+    ("files", files.render),
+    ("systemd", systemd.render),
+    ("timers", timers.render),
+    ("quadlet", quadlet.render),
+    ("health", health.render),
+)
+
+#: Run on the hosts whose service says ``provides: {CONTRACT: RENDERER}``: (contract, renderer) -> module here.
+RENDERERS: dict[tuple[str, str], str] = {
+    ("route", "caddy"): "caddy",
+    ("metrics", "prometheus"): "prometheus",
+    ("alerts", "prometheus"): "prometheus",
+    ("notify", "alertmanager"): "alertmanager",
+    ("postgresql", "postgresql"): "postgresql",
+    ("firewall", "nftables"): "firewall",
+}
+
+
+class HostRenderError(ValueError):
+    """Everything about one host that cannot be rendered."""
+
+    def __init__(self, problems: t.Iterable[Problem]) -> None:
+        self.problems = tuple(sorted(set(problems)))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def render_host(fleet: Fleet, host: Host) -> HostPlan:
+    """The plan of one host. Raises HostRenderError with all problems that were found.
+
+    A renderer stops at its first problem; the others still run, so that one report has as many as possible.
+    """
+    plan = PlanBuilder(host.name, host.release, host.architecture)
+    problems: list[Problem] = []
+    for render in [render for _name, render in GENERAL] + _providers(host, problems):
+        try:
+            render(fleet, host, plan)
+        except common.RenderError as error:
+            problems.append(error.problem)
+        except DuplicateItem as error:
+            problems.append(Problem(host=host.name, service=error.second, message=str(error)))
+    if problems:
+        raise HostRenderError(problems)
+    plan.notices += _without_provider(fleet, host)
+    return plan.build()
+
+
+def _providers(host: Host, problems: list[Problem]) -> list[Renderer]:
+    """The provider renderers of this host, each once, however many contracts it fulfils."""
+    contracts = {contract for contract, _renderer in RENDERERS}
+    modules: dict[str, None] = {}
+    for service in host.services.values():
+        for contract, renderer in sorted(service.contribution.provides.items()):
+            module = RENDERERS.get((contract, renderer))
+            if module:
+                modules[module] = None
+            elif contract in contracts:  # the others (container, people, time ...) have no renderer to choose
+                known = sorted(name for entry, name in RENDERERS if entry == contract)
+                problems.append(
+                    Problem(
+                        host=host.name,
+                        service=service.name,
+                        path=f"provides.{contract}",
+                        message=f"there is no renderer {renderer!r}",
+                        remedy=nearest(renderer, known) or f"known: {', '.join(known)}",
+                    )
+                )
+    return [_load(module) for module in sorted(modules)]
+
+
+def _load(module: str) -> Renderer:
+    # Late: a host without Prometheus does not pay for its renderer.
+    return t.cast(Renderer, importlib.import_module(f"{__package__}.{module}").render)
+
+
+def _without_provider(fleet: Fleet, host: Host) -> list[str]:
+    """Standing notices: what services of this host declare and nobody in the fleet provides (design section 3:
+    an option is used or said to be unused, never silently ignored)."""
+    users: dict[str, list[str]] = {}
+    for service in host.services.values():
+        for contract in _contracts(service):
+            users.setdefault(contract, []).append(service.name)
+    found = [
+        f"{contract}: no service of the fleet provides it; declared by {', '.join(sorted(names))}"
+        for contract, names in sorted(users.items())
+        if not fleet.providers(contract)
+    ]
+    for what, names in (
+        ("configure", [service.name for service in host.services.values() if service.contribution.configure]),
+        ("persist", [service.name for service in host.services.values() if service.contribution.persist]),
+    ):
+        if names:
+            found.append(f"{what}: not applied yet; declared by {', '.join(sorted(names))}")
+    return found
+
+
+def _contracts(service: Service) -> list[str]:
+    """The contracts that a service asks for."""
+    entry = service.contribution
+    asked = {
+        "route": entry.route,
+        "metrics": entry.metrics,
+        "alerts": entry.alerts,
+        "postgresql": entry.database.postgresql,
+        "mariadb": entry.database.mariadb,
+        "redis": entry.database.redis,
+        "mqtt": entry.mqtt,
+        "oidc": entry.oidc,
+        "grafana": entry.grafana,
+        "dashboard": entry.dashboard,
+        "smtp": entry.smtp,
+        "firewall": any(listen.from_ for listen in entry.listen.values()),
+    }
+    return [contract for contract, value in asked.items() if value]

@@ -1,0 +1,37 @@
+# Copyright (c) 2026 The Hearth developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Storage: the persistent data of services, by the ``directory`` provider (hosts without a pool)."""
+
+from __future__ import annotations
+
+from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
+from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet, Host
+from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import PlanBuilder
+
+
+def render(_fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
+    kept = []
+    for service in host.services.values():
+        contribution = service.contribution
+        protect = contribution.protect
+        for spec in contribution.storage.values():
+            plan.add(
+                m.Storage(
+                    spec.mountpoint,
+                    service.name,
+                    owner=spec.owner or service.user,
+                    group=spec.group or (service.group if spec.owner in (None, service.user) else spec.owner or "root"),
+                    mode=spec.mode,
+                    protection=protect.class_ if protect else "standard",
+                    # No tier (snapshot, replica, repository) is declared anywhere yet, so none could hold data.
+                    empty_start=protect.empty_start if protect and protect.empty_start is not None else True,
+                )
+            )
+        if contribution.storage:
+            kept.append(service.name)
+    if kept:
+        names = ", ".join(sorted(kept))
+        plan.notices.append(
+            f"storage: {host.name} has no pool: directories, without snapshots and replication, for {names}"
+        )

@@ -1,0 +1,187 @@
+# Copyright (c) 2026 The Hearth developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""systemd: drop-ins for the units of native services, and what core roles set for the whole system."""
+
+from __future__ import annotations
+
+from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
+from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet, Host, Service
+from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import PlanBuilder
+from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import common
+from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import Native, UnitSpec
+
+DROP_IN = "/etc/systemd/system/{0}.d/50-hearth.conf"
+ENVIRONMENT = f"{common.ETC}/environment"
+
+#: The sandbox of native services (systemd.exec(5)): what daemons of Debian 13 live with. A drop-in replaces what the
+#: package's own unit says, so only options are here whose value cannot be weaker than the package's: the strictest
+#: value of a boolean, or lists that add restrictions. That is why there is ReadOnlyPaths= and not ProtectSystem=full
+#: (miniflux ships ProtectSystem=strict), a deny list of address families and not an allow list, and neither
+#: SystemCallFilter= (a second allow list is united with the first) nor MemoryDenyWriteExecute= (kills JIT compilers).
+HARDENING: dict[str, bool | str | list[str]] = {
+    "LockPersonality": True,
+    "NoNewPrivileges": True,
+    "PrivateDevices": True,
+    "PrivateTmp": True,
+    "ProtectClock": True,
+    "ProtectControlGroups": True,
+    "ProtectHome": True,
+    "ProtectHostname": True,
+    "ProtectKernelLogs": True,
+    "ProtectKernelModules": True,
+    "ProtectKernelTunables": True,
+    "ReadOnlyPaths": ["-/usr", "-/boot", "-/efi", "-/etc"],
+    "RestrictAddressFamilies": "~AF_PACKET AF_ALG AF_VSOCK AF_TIPC AF_RDS AF_BLUETOOTH AF_CAN",
+    "RestrictNamespaces": True,
+    "RestrictRealtime": True,
+    "RestrictSUIDSGID": True,
+    "SystemCallArchitectures": "native",
+}
+#: What ProtectHome= hides.
+_HOMES = ("/home/", "/root/", "/run/user/")
+
+
+def render(_fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
+    for service in host.services.values():
+        native = service.contribution.run.native
+        if native:
+            _native(host, service, native, plan)
+        _system(service, plan)
+        verify(service, plan)
+
+
+def verify(service: Service, plan: PlanBuilder) -> None:
+    """systemd's own parser reads a native service's units with their drop-ins, and its timers, before they are placed.
+
+    It loads them as the manager would, without generators; a unit of a quadlet that is only wanted may be missing.
+    """
+    native = service.contribution.run.native
+    units = {unit.name for unit in native.units} if native else set()
+    units |= {
+        f"{service.name}-{timer}.{kind}" for timer in service.contribution.timers for kind in ("service", "timer")
+    }
+    if units:
+        folder = "/etc/systemd/system"
+        plan.validator(
+            f"systemd:{service.name}",
+            service.name,
+            ("/usr/bin/systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *sorted(units)),
+            [path for unit in units for path in (f"{folder}/{unit}", f"{folder}/{unit}.d/")],
+        )
+
+
+def hardening(service: Service, native: Native) -> common.Pairs:
+    """[Service] sandbox options: the defaults, with the contribution's exceptions over them."""
+    options = dict(HARDENING)
+    contribution = service.contribution
+    paths = [*common.storage_paths(service), *(mount.source for mount in contribution.mounts.values())]
+    if any(f"{path}/".startswith(_HOMES) for path in paths):
+        options["ProtectHome"] = False
+    options.update(native.hardening)
+    return [(key, common.yes(value)) for key, value in sorted(options.items())]
+
+
+def _native(host: Host, service: Service, native: Native, plan: PlanBuilder) -> None:
+    name = service.name
+    environment = _environment_file(service, plan)
+    credentials = {
+        secret.deliver.credential: key
+        for key, secret in sorted(service.contribution.secrets.items())
+        if secret.deliver and secret.deliver.credential
+    }
+    for unit in native.units:
+        plan.add(m.Unit(unit.name, name, enabled=unit.enabled, running=unit.running, guarded=unit.guarded))
+        if not unit.name.endswith(".service"):
+            continue
+        if environment:
+            plan.trigger(unit.name, "restart", environment)
+        plan.trigger(unit.name, "restart", *(f"secret:{service.secret(key)}" for key in credentials.values()))
+        text = _drop_in(host, service, native, unit, bool(environment), credentials)
+        if text is None:
+            continue
+        path = DROP_IN.format(unit.name)
+        common.directory(plan, service, path.rpartition("/")[0])
+        plan.trigger(unit.name, "restart", plan.file(name, path, text))
+
+
+def _drop_in(
+    host: Host, service: Service, native: Native, unit: UnitSpec, environment: bool, credentials: dict[str, str]
+) -> str | None:
+    """The drop-in of one unit. ``drop_in: false`` keeps the package's own sandbox and restart policy; dependencies,
+    the storage gate, environment and secrets are not a matter of taste and stay."""
+    contribution = service.contribution
+    depends = common.dependencies(host, service)
+    options: common.Pairs = []
+    if unit.drop_in:
+        # A oneshot that a timer starts is tried again by its timer.
+        if unit.running:
+            depends += common.start_limit(contribution)
+            options += common.restart_policy(contribution.run)
+        options.append(("TimeoutStopSec", f"{contribution.run.stop_timeout}s"))
+        options.append(("SyslogIdentifier", service.name))
+        if contribution.user and contribution.user.umask != "0022":  # never weaker than a package's stricter one
+            options.append(("UMask", contribution.user.umask))
+        options += common.resources(contribution.run)
+        options += hardening(service, native)
+    options += [("Environment", common.assignment(key, value)) for key, value in sorted(native.environment.items())]
+    if environment:
+        options.append(("EnvironmentFile", f"{ENVIRONMENT}/{service.name}.env"))
+    options += [
+        ("LoadCredential", f"{credential}:{common.SECRETS}/{service.secret(key)}")
+        for credential, key in sorted(credentials.items())
+    ]
+    for key, value in sorted(native.unit_options.items()):
+        options = [(known, text) for known, text in options if known != key]
+        options += [(key, text) for text in (value if isinstance(value, list) else [value])]
+    if not (depends or options):
+        return None
+    return common.unit_file(service.name, {"Unit": depends, "Service": options})
+
+
+def _environment_file(service: Service, plan: PlanBuilder) -> str | None:
+    """The environment with secrets of a native service: root's only, systemd reads it before it drops privileges.
+
+    In single quotes everything but a single quote is literal (systemd.exec(5), EnvironmentFile=).
+    """
+    lines = [
+        f"{secret.deliver.environment}='{common.hole(service, key)}'\n"
+        for key, secret in sorted(service.contribution.secrets.items())
+        if secret.deliver and secret.deliver.environment
+    ]
+    if not lines:
+        return None
+    common.directory(plan, service, common.ETC)
+    common.directory(plan, service, ENVIRONMENT, "0700")
+    return plan.file(service.name, f"{ENVIRONMENT}/{service.name}.env", "".join(lines), mode="0400")
+
+
+def _system(service: Service, plan: PlanBuilder) -> None:
+    """Settings of the whole system, which only core roles contribute."""
+    system = service.contribution.system
+    name = service.name
+    if system.sysctl:
+        text = "".join(f"{key} = {value}\n" for key, value in sorted(system.sysctl.items()))
+        _boot_setting(plan, name, f"/etc/sysctl.d/60-hearth-{name}.conf", text, "systemd-sysctl.service")
+    if system.modules:
+        text = "".join(f"{module}\n" for module in sorted(set(system.modules)))
+        _boot_setting(plan, name, f"/etc/modules-load.d/hearth-{name}.conf", text, "systemd-modules-load.service")
+    if system.hostname:
+        plan.add(m.Hostname(system.hostname, name))
+    if system.timezone:
+        # localtime(5); /etc/timezone is read by programs that came before it, Debian 13 itself does without.
+        plan.add(m.Symlink("/etc/localtime", name, target=f"/usr/share/zoneinfo/{system.timezone}"))
+        plan.file(name, "/etc/timezone", f"{system.timezone}\n")
+    if system.locale:
+        if system.locale.partition(".")[0] not in ("C", "POSIX"):  # these are part of libc-bin, not generated
+            plan.add(m.Locale(system.locale, name))
+        plan.file(name, "/etc/locale.conf", f"LANG={system.locale}\n")
+        # PAM reads /etc/default/locale; in Debian 13 it is this link (measured).
+        plan.add(m.Symlink("/etc/default/locale", name, target="../locale.conf"))
+
+
+def _boot_setting(plan: PlanBuilder, service: str, path: str, text: str, unit: str) -> None:
+    """A file that a static oneshot of systemd reads at boot, and again when it changes."""
+    plan.trigger(unit, "restart", plan.file(service, path, text))
+    # running=None: in a container its conditions fail and it is never active, which is right there.
+    plan.add(m.Unit(unit, service, enabled=None, running=None))
