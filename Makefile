@@ -24,7 +24,7 @@ PYTEST ?= $(BIN)/python -m pytest
 PLAYBOOK := $(BIN)/ansible-playbook -i $(LAB)
 
 # Python files outside the collection's own packages that are type-checked as programs.
-PROGRAMS := $(LAB_PROGRAM)
+PROGRAMS := $(LAB_PROGRAM) roles/lab/files/lablib
 PACKAGES := module_utils plugin_utils
 
 .PHONY: help

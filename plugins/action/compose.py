@@ -11,7 +11,7 @@ from ansible.plugins.action import ActionBase
 from ansible_collections.hearth.homelab.plugins.plugin_utils import compose
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ActionBase):
     """One run for the whole play: the strategy sends the task to the first host only, and a failure stops them all."""
 
     BYPASS_HOST_LOOP = True

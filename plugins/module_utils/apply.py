@@ -781,39 +781,36 @@ class Apply:
         self._time("services")
 
     def _watches(self, actions: t.Sequence[Action], databases: t.Collection[str]) -> list[services.Watch]:
-        items = self.manifest.by_id()
-        by_service: dict[str, dict[str, list[str]]] = {}
+        """What is acted on or has been, what only needs its databases, and what requires something that restarts."""
+        state = self.journal.state
+        done = {(step.id, step.operation) for step in state.steps if step.done and not step.undone}
+        verbs: dict[str, dict[str, list[str]]] = {}
         for action in actions:
-            done = {step.id for step in self.journal.state.steps if step.done and step.operation == action.operation}
-            if action.operation in ("start", "restart", "reload") and not (
-                getattr(items.get(action.id), "guarded", False) and action.id in done
-            ):
-                by_service.setdefault(action.service, {}).setdefault(action.operation, []).append(action.name)
-            elif action.operation in ("start", "restart", "reload"):
-                by_service.setdefault(action.service, {})  # done already: watched all the same
-        for service in databases:
-            by_service.setdefault(service, {})
-        disturbed = {name for name, verbs in by_service.items() if verbs.get("restart") or verbs.get("start")}
-        dependents = services.requiring(self.manifest, disturbed) - set(by_service)
+            if action.operation in ("start", "restart", "reload") and (action.id, action.operation) not in done:
+                verbs.setdefault(action.service, {}).setdefault(action.operation, []).append(action.name)
+        # Guarded units, and what an interrupted run has started and not watched to the end.
+        acted = set(verbs) | {
+            step.service for step in state.steps
+            if (step.undo or {}).get("do") == "unit" and not step.undone and step.operation != "stop"
+        }  # fmt: skip
+        disturbed = {name for name, todo in verbs.items() if "restart" in todo or "start" in todo}
+        dependents = services.requiring(self.manifest, disturbed) - acted
         watches: list[services.Watch] = []
         for name in planner.service_order(self.manifest.services):
-            if name not in by_service and name not in dependents:
+            if name in state.held or name not in acted | dependents | set(databases):
                 continue
-            state = self.manifest.services[name]
-            units = tuple(
-                item.name for item in self.manifest.items if isinstance(item, m.Unit) and item.service == name and item.running
-            )
-            providers = {
-                item.provider for item in self.manifest.items
-                if isinstance(item, (m.PostgresqlRole, m.PostgresqlDatabase)) and item.service == name
-            }  # fmt: skip
-            verbs = by_service.get(name, {})
+            service = self.manifest.services[name]
+            own = [item for item in self.manifest.items if item.service == name]
+            providers = {item.provider for item in own if isinstance(item, (m.PostgresqlRole, m.PostgresqlDatabase))}
+            watched = name in acted or name in dependents
+            todo = verbs.get(name, {})
             watches.append(
                 services.Watch(
-                    state=state if verbs or name in dependents else replace(state, checks=()),
-                    start=verbs.get("start", []), restart=verbs.get("restart", []), reload=verbs.get("reload", []),
-                    units=units if verbs or name in dependents or name in by_service and name not in databases else (),
-                    after=frozenset({*state.requires, *state.wants, *providers}), changed=name in by_service,
+                    state=service if watched else replace(service, checks=()),
+                    start=todo.get("start", []), restart=todo.get("restart", []), reload=todo.get("reload", []),
+                    units=tuple(item.name for item in own if isinstance(item, m.Unit) and item.running) if watched else (),
+                    after=frozenset({*service.requires, *service.wants, *providers}),
+                    changed=name in acted or name in databases,
                 )  # fmt: skip
             )
         return watches
@@ -889,6 +886,7 @@ class Apply:
             self.journal.held(name, self.context.redactor.text(text))
         self._take_back(closure)
         self._leave_out()
+        self._start_dependents(closure)
         old = [item for item in (self.previous.items if self.previous else ()) if isinstance(item, m.Unit)]
         baseline = self.journal.state.baseline
         stopped = self._newer_data(closure)
@@ -898,6 +896,21 @@ class Apply:
             else tuple(u.name for u in old if u.service == name and u.running and baseline.get(u.name, {}).get("active"))
             for name in closure
         }
+
+    def _start_dependents(self, closure: t.Collection[str]) -> None:
+        """What was not changed but stopped along with a service that it requires (Requires=) runs again."""
+        baseline = self.journal.state.baseline
+        wanted = services.requiring(self.full, closure) - set(self.journal.state.held)
+        names = [
+            item.name for item in self.manifest.items
+            if isinstance(item, m.Unit) and item.service in wanted and item.running and baseline.get(item.name, {}).get("active")
+        ]  # fmt: skip
+        down = [name for name, unit in self.context.units(names).items() if unit.active in ("inactive", "failed")]
+        if down:
+            self.context.call(["systemctl", "reset-failed", "--", *down])
+            done = self.context.runner.run(["systemctl", "start", "--", *down], check=False, timeout=300)
+            if done.returncode != 0:
+                self.context.problems.append(self.context.redactor.text(f"starting {', '.join(down)}: {explain(done)}"))
 
     def _take_back(self, names: t.Collection[str]) -> None:
         held = self.journal.state.held

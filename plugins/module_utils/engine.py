@@ -50,6 +50,8 @@ GATE = f"""\
 Description=Storage gate of %i
 Documentation=https://github.com/hearth-homelab/hearth.homelab
 After=local-fs.target
+# It runs at each start of its service: how often that may fail is the service's own limit.
+StartLimitIntervalSec=0
 
 [Service]
 Type=oneshot

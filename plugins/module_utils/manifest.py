@@ -166,12 +166,16 @@ class Secret(Item):
 
 @dataclass(frozen=True)
 class Directory(Item):
-    """A directory that is not data: made, with owner and mode; removed again only when empty."""
+    """A directory that is not data: made, with owner and mode; removed again only when empty.
+
+    ``create_only``: somebody else's once it exists (a mount point: what is mounted there has attributes of its own).
+    """
 
     kind: t.ClassVar[str] = "directory"
     owner: str = "root"
     group: str = "root"
     mode: str = "0755"
+    create_only: bool = False
 
 
 @dataclass(frozen=True)

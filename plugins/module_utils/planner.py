@@ -563,6 +563,8 @@ class _Planner:
             return
         if state.type == "absent":
             self._act(self._directory_phase(item), item, "create", "missing", None, after)
+        elif item.create_only:
+            pass
         elif state.type != "directory":
             self._problem(
                 item,

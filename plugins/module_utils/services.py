@@ -128,7 +128,8 @@ class Services:
             if other is None or other is watch:
                 continue
             if name in watch.state.requires:
-                if other.phase not in ("settling", "well", "unhealthy"):
+                # One that is over will not get better by waiting; what requires a held one and was changed is held, too.
+                if other.phase not in ("settling", "well") and not other.over:
                     return False
             elif other.phase in ("waiting", "starting"):
                 return False

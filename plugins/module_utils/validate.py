@@ -70,7 +70,7 @@ class Failure:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.service}: {self.argv[0]} refuses the new configuration ({self.validator}): {self.message}"
+        return f"{self.service}: {self.argv[0]} refuses the new configuration ({self.validator}):\n{self.message}"
 
 
 def select(validators: t.Iterable[Validator], touched: t.Collection[str]) -> list[Validator]:

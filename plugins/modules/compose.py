@@ -9,8 +9,9 @@ DOCUMENTATION = r"""
 module: compose
 short_description: Compose the fleet's services into one plan per host
 description:
-  - Reads the variables of every host of the inventory, loads the contributions of the enabled services, validates them,
-    aggregates them across the fleet and looks for conflicts. The result is one immutable plan for each host of the play.
+  - Reads the variables of every host of the inventory, loads the contributions of the enabled services, validates
+    them, aggregates them across the fleet and looks for conflicts. The result is one immutable plan for each host of
+    the play.
   - It runs on the controller only, once for the play, and connects to no host. The whole inventory is composed,
     whatever the limit is.
   - All errors of all hosts arrive in one report, each with host, service, key path, file and line, what was found,

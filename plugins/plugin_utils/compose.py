@@ -11,29 +11,24 @@ first, for all hosts, then the rest.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import fnmatch
-import hashlib
 import heapq
-import json
-import os
 import re
-import tempfile
 import typing as t
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ansible import constants as C
 from ansible.errors import AnsibleActionFail
 from ansible_collections.hearth.homelab.plugins.module_utils.manifest import HOLE, TIERS
 from ansible_collections.hearth.homelab.plugins.plugin_utils import conflicts, layers, role_files, sops_keys, templates
 from ansible_collections.hearth.homelab.plugins.plugin_utils.errors import Problem, Report, listing, nearest, short_path
+from ansible_collections.hearth.homelab.plugins.plugin_utils.explain import dotted, explain, key_path, shown
 from ansible_collections.hearth.homelab.plugins.plugin_utils.layers import NOWHERE, Layer, Place, Source
 from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet, Host, Service
 from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import HostPlan
-from ansible_collections.hearth.homelab.plugins.plugin_utils.role_files import FIRST, Role, RoleError, Roles, dotted
-from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import Contribution, CoreVariables, Model, ServiceEntry
+from ansible_collections.hearth.homelab.plugins.plugin_utils.plan_store import Store
+from ansible_collections.hearth.homelab.plugins.plugin_utils.role_files import FIRST, Role, RoleError, Roles
+from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import Contribution, CoreVariables, ServiceEntry
 from ansible_collections.hearth.homelab.plugins.plugin_utils.templates import Compiled
 from pydantic import BaseModel, ValidationError
 
@@ -159,7 +154,7 @@ class _Composer:
         if not any(str(variable).startswith("hearth_") for host in self.hosts.values() for variable in host.raw):
             folders = "\n    ".join(self.source.searched) or "nowhere: no inventory was given"
             self.report.error(
-                f"no host of the inventory has any hearth_ variable ({len(self.hosts)} hosts); searched:\n    {folders}",
+                f"no host of the inventory ({len(self.hosts)} in all) has a hearth_ variable; searched:\n    {folders}",
                 remedy="give the inventory with -i; its group_vars and host_vars lie beside it, or beside the playbook",
             )
             return Composition(Fleet({}), self.report, set(), {}, {})
@@ -206,7 +201,7 @@ class _Composer:
             host.broken = True
             self.report.error(
                 f"unknown variable {name}", host=host.name, path=name,
-                remedy=nearest(name, (*_CORE_NAMES, layers.SERVICES)) or "names that start with hearth_ are Hearth's own",
+                remedy=nearest(name, (*_CORE_NAMES, layers.SERVICES)) or "names with hearth_ are Hearth's own",
                 **self._variable_place(host, name).where,
             )  # fmt: skip
         values, failed = self.source.resolve(_CORE_DEFAULTS | host.raw, names)
@@ -217,7 +212,9 @@ class _Composer:
             )
         while True:
             try:
-                host.core = CoreVariables.model_validate({key: value for key, value in values.items() if value is not None})
+                host.core = CoreVariables.model_validate(
+                    {key: value for key, value in values.items() if value is not None}
+                )
                 break
             except ValidationError as error:
                 host.broken = True
@@ -239,7 +236,7 @@ class _Composer:
         self, model: type[BaseModel], entry: t.Any, host: str, service: str, place: Place, prefix: str = ""
     ) -> None:
         """One of pydantic's errors in words: what was found, what is allowed, the nearest match."""
-        location = _location(model, entry["loc"])
+        location = key_path(entry["loc"])
         message, remedy = explain(model, entry, location)
         path = dotted(location)
         path = f"{prefix}.{path}" if prefix and path else prefix or path
@@ -256,15 +253,17 @@ class _Composer:
                 before = entries.get(name)
                 if name in off and not (isinstance(value, dict) and "enabled" in value):
                     self.report.warn(
-                        f"is disabled ({short_path(off[name].file)}:{off[name].line}) and named again in a later layer, which does "
-                        "not say enabled: true: it stays disabled",
+                        f"is disabled ({short_path(off[name].file)}:{off[name].line}) and named again in a later "
+                        "layer, which does not say enabled: true: it stays disabled",
                         host=host.name, service=name, path=f"{layers.SERVICES}.{name}", **place.where,
                     )  # fmt: skip
                 if isinstance(value, dict) and "enabled" in value:
                     off.pop(name, None)
                     if value["enabled"] is False:
                         off[name] = layers.entry_place(value, "enabled")
-                entries[name] = _merge_layers(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+                entries[name] = (
+                    _merge_layers(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+                )
         for name in self.extra.get(host.name, ()):
             entry = entries.get(name)
             entries[name] = {**entry, "enabled": True} if isinstance(entry, dict) else {}
@@ -283,11 +282,16 @@ class _Composer:
         for setting in layer.settings:
             value = setting.value
             if isinstance(value, str):
-                resolved, failed = self.source.resolve({**_CORE_DEFAULTS, **host.raw, "hearth_value": value}, ["hearth_value"])
+                resolved, failed = self.source.resolve(
+                    {**_CORE_DEFAULTS, **host.raw, "hearth_value": value}, ["hearth_value"]
+                )
                 if failed:
                     host.broken = True
                     self.report.error(
-                        f"cannot be resolved: {failed[0].message}", host=host.name, path=setting.variable, **failed[0].place.where
+                        f"cannot be resolved: {failed[0].message}",
+                        host=host.name,
+                        path=setting.variable,
+                        **failed[0].place.where,
                     )
                     continue
                 value = resolved["hearth_value"]
@@ -297,7 +301,7 @@ class _Composer:
                 host.broken = True
                 place = layers.place(setting.value)
                 self.report.error(
-                    f"found {_found(value)}; allowed: a mapping of services, such as {{sonarr: {{}}}}",
+                    f"found {shown(value)}; allowed: a mapping of services, such as {{sonarr: {{}}}}",
                     host=host.name, path=setting.variable, file=place.file or setting.file, line=place.line,
                 )  # fmt: skip
                 continue
@@ -355,11 +359,14 @@ class _Composer:
             return
         if not isinstance(entry, dict):
             words = f"{name}: {{}} enables it, {name}: {{enabled: false}} disables it"
-            error(f"found {_found(entry)}; allowed: a mapping", words)
+            error(f"found {shown(entry)}; allowed: a mapping", words)
             return
         try:
             checked = ServiceEntry.model_validate(
-                {**layers.plain(entry), **({"enabled": entry["enabled"]} if isinstance(entry.get("enabled"), bool) else {})}
+                {
+                    **layers.plain(entry),
+                    **({"enabled": entry["enabled"]} if isinstance(entry.get("enabled"), bool) else {}),
+                }
             )
         except ValidationError as problem:
             for detail in problem.errors(include_url=False):
@@ -377,7 +384,9 @@ class _Composer:
                 role = self.roles.get(role_name)
             except RoleError as problem:
                 self._role_errors[role_name] = [
-                    Problem(service=role_name, message=problem.message, remedy="correct the role", **problem.place.where)
+                    Problem(
+                        service=role_name, message=problem.message, remedy="correct the role", **problem.place.where
+                    )
                 ]
             if role_name in self._role_errors:
                 for found in self._role_errors[role_name]:
@@ -387,16 +396,22 @@ class _Composer:
                 there = self.roles.without_contribution(role_name)
                 at = layers.entry_place(entry, "role") if "role" in entry else place
                 if there:
-                    error(f"the role {there} has no vars/contribution.yml", "write one, or use `contribution:` here", at=at)
+                    error(
+                        f"the role {there} has no vars/contribution.yml",
+                        "write one, or use `contribution:` here",
+                        at=at,
+                    )
                 else:
                     hint = nearest(role_name, self.roles.paths)
                     error(
                         f"unknown service: there is no role {role_name!r}",
-                        hint or f"roles are looked for in {', '.join(self.roles.searched)}; `contribution:` needs no role",
+                        hint or f"`contribution:` needs no role; roles are searched in {', '.join(self.roles.searched)}",
                         at=at,
                     )  # fmt: skip
                 return
-        draft = _Draft(name, role_name if role else name, role, entry, View(name=name, role=role_name if role else name))
+        draft = _Draft(
+            name, role_name if role else name, role, entry, View(name=name, role=role_name if role else name)
+        )
         self._compile(host, draft)
         host.drafts[name] = draft
 
@@ -471,9 +486,11 @@ class _Composer:
         }
         said: set[str] = set()
         for draft in host.drafts.values():
-            self._instance(host, draft, raw, late)
+            self._instance(host, draft, raw)
             for name in (draft.role.options | draft.names) if draft.role else draft.names:
                 if name in unresolved and name not in draft.overlay:
+                    if draft.role and name not in draft.role.options and not draft.role.uses(name):
+                        continue  # a word of a template that is no variable there
                     host.failed.add(draft.name)
                     draft.broken = True
                     if name not in said:
@@ -483,7 +500,11 @@ class _Composer:
                         if place is NOWHERE and draft.role and name in draft.role.defaults:
                             place = draft.role.locate_default(name)
                         self.report.error(
-                            f"cannot be resolved: {problem.message}", host=host.name, service=draft.name, path=name, **place.where
+                            f"cannot be resolved: {problem.message}",
+                            host=host.name,
+                            service=draft.name,
+                            path=name,
+                            **place.where,
                         )
 
     def _late(self, role: Role, raw: t.Mapping[str, t.Any]) -> dict[str, Compiled]:
@@ -505,7 +526,7 @@ class _Composer:
                 late[option] = candidates[option]
                 names.add(option)
 
-    def _instance(self, host: _HostDraft, draft: _Draft, raw: dict[str, t.Any], _late: t.Container[str]) -> None:
+    def _instance(self, host: _HostDraft, draft: _Draft, raw: dict[str, t.Any]) -> None:
         """The options of one service: the host's, and its own ``options:`` over them; then their types."""
         role = draft.role
         given = draft.entry.get("options") or {}
@@ -520,7 +541,9 @@ class _Composer:
             return
         own: dict[str, t.Any] = {}
         for key, value in given.items():
-            option = f"{role.name}_{key}" if f"{role.name}_{key}" in role.options or key not in role.options else str(key)
+            option = (
+                f"{role.name}_{key}" if f"{role.name}_{key}" in role.options or key not in role.options else str(key)
+            )
             if option not in role.options:
                 host.failed.add(draft.name)
                 known = [role.short(name) for name in role.options]
@@ -537,6 +560,9 @@ class _Composer:
         if late:
             self._resolve_late(host, draft, late)
         self._typed(host, draft, role, own)
+        if draft.name == role.name:
+            # What others see of this role; options given to one instance are its own.
+            host.variables.update({option: value for option, value in draft.overlay.items() if option not in own})
 
     def _overlay(
         self, host: _HostDraft, draft: _Draft, role: Role, raw: dict[str, t.Any], own: dict[str, t.Any]
@@ -553,7 +579,11 @@ class _Composer:
             key = role.short(problem.name)
             path = f"{layers.SERVICES}.{draft.name}.options.{key}" if problem.name in own else problem.name
             self.report.error(
-                f"cannot be resolved: {problem.message}", host=host.name, service=draft.name, path=path, **problem.place.where
+                f"cannot be resolved: {problem.message}",
+                host=host.name,
+                service=draft.name,
+                path=path,
+                **problem.place.where,
             )
 
     def _resolve_late(self, host: _HostDraft, draft: _Draft, late: dict[str, Compiled]) -> None:
@@ -562,11 +592,13 @@ class _Composer:
         while todo:
             ready = [option for option in todo if not (todo[option].names - {option}) & todo.keys()] or list(todo)
             for option in ready:
+
                 def failed(_path: tuple[str | int, ...], message: str, option: str = option) -> None:
                     host.failed.add(draft.name)
                     draft.broken = True
                     self.report.error(
-                        f"cannot be resolved: {_nicer(message, draft.view)}", host=host.name, service=draft.name, path=option,
+                        f"cannot be resolved: {_nicer(message, draft.view)}",
+                        host=host.name, service=draft.name, path=option,
                         **self._option_place(host, draft, option).where,
                     )  # fmt: skip
 
@@ -589,12 +621,10 @@ class _Composer:
                 continue
             try:
                 typed = role.typed(option, value)
-            except role_files.WrongType as error:
+            except role_files.WrongTypeError as error:
                 host.failed.add(draft.name)
                 draft.broken = True
-                path = (
-                    f"{layers.SERVICES}.{draft.name}.options.{role.short(option)}" if option in own else error.path
-                )
+                path = f"{layers.SERVICES}.{draft.name}.options.{role.short(option)}" if option in own else error.path
                 self.report.error(
                     f"wrong type of the option {option}: {error}", host=host.name, service=draft.name, path=path,
                     **self._option_place(host, draft, option).where,
@@ -630,14 +660,24 @@ class _Composer:
             hint = nearest(match[1], (*host.variables, *draft.overlay, "service", "providers"))
         shown = dotted(path)
         self.report.error(
-            text, host=host.name, service=draft.name, path=f"{key}.{shown}" if key else shown, remedy=hint, **place.where
+            text,
+            host=host.name,
+            service=draft.name,
+            path=f"{key}.{shown}" if key else shown,
+            remedy=hint,
+            **place.where,
         )
 
     def _scope(self, host: _HostDraft, draft: _Draft) -> dict[str, t.Any]:
         return self.environment.scope(host.variables, draft.overlay, {"service": draft.view})
 
     def _resolve(
-        self, host: _HostDraft, draft: _Draft, base: Compiled | None, override: Compiled | None, scope: dict[str, t.Any],
+        self,
+        host: _HostDraft,
+        draft: _Draft,
+        base: Compiled | None,
+        override: Compiled | None,
+        scope: dict[str, t.Any],
         only: str | None = None,
     ) -> dict[str, t.Any]:
         """Resolves, then merges the override over it. ``only`` is one top-level key."""
@@ -718,7 +758,12 @@ class _Composer:
                 for contract in provides if isinstance(provides, dict) else ():
                     lan = _addresses(host.core)["lan"]
                     found.setdefault(str(contract), []).append(
-                        {"host": host.name, "service": draft.name, "address": lan[0] if lan else None, "ports": draft.view["ports"]}
+                        {
+                            "host": host.name,
+                            "service": draft.name,
+                            "address": lan[0] if lan else None,
+                            "ports": draft.view["ports"],
+                        }
                     )
         return found
 
@@ -760,7 +805,9 @@ class _Composer:
             except ValidationError as error:
                 host.failed.add(draft.name)
                 for entry in error.errors(include_url=False):
-                    self._invalid(Contribution, entry, host.name, draft.name, self.locate(host.name, draft.name, entry["loc"]))
+                    self._invalid(
+                        Contribution, entry, host.name, draft.name, self.locate(host.name, draft.name, entry["loc"])
+                    )
                 continue
             if not self._templates_exist(host, draft, contribution):
                 continue
@@ -798,7 +845,10 @@ class _Composer:
                 present = [str(entry.relative_to(folder)) for entry in folder.rglob("*")] if folder.is_dir() else []
                 hint = nearest(file.template, present)
                 self._failed(
-                    host, draft, path, f"there is no template {file.template} in {folder}" + (f"; {hint}" if hint else "")
+                    host,
+                    draft,
+                    path,
+                    f"there is no template {file.template} in {folder}" + (f"; {hint}" if hint else ""),
                 )
                 fine = False
         return fine
@@ -844,7 +894,7 @@ class _Composer:
                 if meant:
                     self._unknown(host, name, meant)
                 continue
-            if name == f"{owner}_secrets" or owner not in host.drafts and owner not in enabled:
+            if name == f"{owner}_secrets" or (owner not in host.drafts and owner not in enabled):
                 continue
             role = enabled.get(owner)
             if role is None:
@@ -877,7 +927,8 @@ class _Composer:
 
     def _unread(self, host: _HostDraft, name: str, service: str, hint: str) -> None:
         self.report.warn(
-            f"the variable {name} is no option of this service and is not read", host=host.name, service=service, path=name,
+            f"the variable {name} is no option of this service and is not read",
+            host=host.name, service=service, path=name,
             remedy=f"{hint} (hearth_ignore: [{name}] silences this)".strip(),
             **self._variable_place(host, name).where,
         )  # fmt: skip
@@ -920,7 +971,9 @@ class _Composer:
         for service in (*host.drafts, sops_keys.PEOPLE):
             value = host.raw.get(f"{service}_secrets")
             if isinstance(value, str):
-                value = self.source.resolve(_CORE_DEFAULTS | host.raw, [f"{service}_secrets"])[0].get(f"{service}_secrets")
+                value = self.source.resolve(_CORE_DEFAULTS | host.raw, [f"{service}_secrets"])[0].get(
+                    f"{service}_secrets"
+                )
             if isinstance(value, dict):
                 found.update(f"{service}/{key}" for key, entry in value.items() if entry is not None)
         return frozenset(found)
@@ -943,7 +996,11 @@ def merge(base: t.Any, override: t.Any) -> t.Any:
 
 
 def _without_nulls(value: t.Any) -> t.Any:
-    return {key: _without_nulls(entry) for key, entry in value.items() if entry is not None} if isinstance(value, dict) else value
+    return (
+        {key: _without_nulls(entry) for key, entry in value.items() if entry is not None}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 def _merge_layers(earlier: dict[t.Any, t.Any], later: dict[t.Any, t.Any]) -> dict[t.Any, t.Any]:
@@ -1003,12 +1060,6 @@ def _number(value: t.Any) -> t.Any:
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
-def _found(value: t.Any) -> str:
-    """A value in an error: short, as YAML has it."""
-    text = json.dumps(layers.plain(value), ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _valid_name(name: str) -> str:
     text = re.sub(r"[^a-z0-9_]", "_", name.lower())[:32]
     return text if _NAME.match(text) and text not in _RESERVED else f"s_{text}"[:32]
@@ -1021,107 +1072,6 @@ def _nicer(message: str, view: View) -> str:
         return message
     hint = nearest(match[1], view)
     return f"`service` has no {match[1]!r}; it has {', '.join(sorted(view))}" + (f"; {hint}" if hint else "")
-
-
-# --- pydantic's errors in words --------------------------------------------------------------------------------------
-
-
-def _location(model: type[BaseModel], location: t.Sequence[str | int]) -> tuple[str | int, ...]:
-    """The key path, without the names that pydantic gives to branches of unions and to validators."""
-    return tuple(step for step in location if not (isinstance(step, str) and re.search(r"[\[\](),]|^(str|int|bool|float|dict|list)$", step)))
-
-
-def _models(annotation: t.Any) -> list[t.Any]:
-    """The parts of a type: of a union its branches, without Annotated."""
-    origin = t.get_origin(annotation)
-    if origin is t.Annotated:
-        return _models(t.get_args(annotation)[0])
-    if origin is t.Union or type(annotation).__name__ == "UnionType":
-        return [part for entry in t.get_args(annotation) for part in _models(entry)]
-    return [annotation]
-
-
-def keys_at(model: type[BaseModel], location: t.Sequence[str | int]) -> list[str]:
-    """The keys that are allowed at a key path of a model; none for a mapping with free keys."""
-    current: list[t.Any] = [model]
-    for step in location:
-        following: list[t.Any] = []
-        for part in current:
-            origin = t.get_origin(part)
-            if isinstance(part, type) and issubclass(part, BaseModel):
-                for name, info in part.model_fields.items():
-                    if step in (name, info.alias):
-                        following.extend(_models(info.annotation))
-            elif origin is dict:
-                following.extend(_models(t.get_args(part)[1]))
-            elif origin in (list, tuple):
-                following.extend(_models(t.get_args(part)[0]))
-        current = following
-    return [
-        info.alias or name
-        for part in current
-        if isinstance(part, type) and issubclass(part, BaseModel)
-        for name, info in part.model_fields.items()
-    ]
-
-
-def explain(model: type[BaseModel], entry: t.Any, location: t.Sequence[str | int]) -> tuple[str, str]:
-    """Message and remedy for one of pydantic's errors."""
-    kind, found = entry["type"], entry.get("input")
-    if kind == "extra_forbidden":
-        keys = keys_at(model, location[:-1])
-        return f"unknown key {location[-1]!r}; allowed: {', '.join(sorted(keys))}", nearest(str(location[-1]), keys)
-    if kind == "missing":
-        return f"the key {location[-1]!r} is missing", f"add {dotted(location)}"
-    context = entry.get("ctx") or {}
-    if kind == "literal_error":
-        allowed = str(context.get("expected", "")).replace(" or ", ", ")
-        words = re.findall(r"'([^']*)'", allowed)
-        return f"found {_found(found)}; allowed: {', '.join(words) or allowed}", nearest(str(found), words)
-    if kind == "hearth":
-        return str(entry["msg"]), ""
-    if kind in ("greater_than_equal", "less_than_equal", "greater_than", "less_than"):
-        return f"found {_found(found)}; allowed: {_bounds(model, location) or entry['msg'].removeprefix('Input should be ')}", ""
-    if kind == "string_pattern_mismatch":
-        return f"found {_found(found)}; allowed: text that matches {context.get('pattern', '')}", ""
-    if kind in ("model_type", "dict_type", "model_attributes_type"):
-        keys = keys_at(model, location)
-        return f"found {_found(found)}; allowed: a mapping" + (f" with {', '.join(sorted(keys))}" if keys else ""), ""
-    words_of = {
-        "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
-        "bool_parsing": "true or false", "bool_type": "true or false", "string_type": "text",
-        "list_type": "a list", "float_parsing": "a number", "float_type": "a number",
-    }  # fmt: skip
-    if kind in words_of:
-        return f"found {_found(found)}; allowed: {words_of[kind]}", ""
-    message = str(entry["msg"])
-    return f"found {_found(found)}; {message[0].lower()}{message[1:]}", ""
-
-
-def _bounds(model: type[BaseModel], location: t.Sequence[str | int]) -> str:
-    """Both ends of a number's range, where the schema has both."""
-    schema: t.Any = model.model_json_schema(by_alias=True)
-    definitions = schema.get("$defs", {})
-
-    def follow(node: t.Any) -> list[t.Any]:
-        if "$ref" in node:
-            return follow(definitions[node["$ref"].rpartition("/")[2]])
-        return [part for branch in node.get("anyOf", ()) for part in follow(branch)] or [node]
-
-    nodes = [schema]
-    for step in location:
-        following = []
-        for node in nodes:
-            child = node.get("items") if isinstance(step, int) else (
-                (node.get("properties") or {}).get(step) or node.get("additionalProperties")
-            )  # fmt: skip
-            if isinstance(child, dict):
-                following.extend(follow(child))
-        nodes = following
-    for node in nodes:
-        if "minimum" in node and "maximum" in node:
-            return f"{node['minimum']} to {node['maximum']}"
-    return ""
 
 
 # --- plans -----------------------------------------------------------------------------------------------------------
@@ -1171,7 +1121,9 @@ def make_plans(source: Source, limit: t.Collection[str], extra: t.Mapping[str, t
             rendered.update(_located(problem, composition) for problem in error.problems)
     # What a conflict has said already is not said again in the renderer's words.
     said = {(problem.host, problem.service, problem.path) for problem in stopping}
-    stopping = sorted({*stopping, *(entry for entry in rendered if (entry.host, entry.service, entry.path) not in said)})
+    stopping = sorted(
+        {*stopping, *(entry for entry in rendered if (entry.host, entry.service, entry.path) not in said)}
+    )
     others = sorted(set(report.problems) - set(stopping))
     if stopping:
         raise ComposeError(stopping, others)
@@ -1199,53 +1151,6 @@ def _with_notices(fleet: Fleet, host: Host, plan: HostPlan) -> HostPlan:
     return HostPlan(plan.manifest, plan.contents, tuple(sorted({*plan.notices, *ours})))
 
 
-class Store:
-    """Plans of this process, in a private directory below Ansible's own temporary one, which ends with the process.
-
-    One composition serves all batches of a play (``serial``) and all hosts' converge tasks.
-    """
-
-    def __init__(self, root: Path, key: str) -> None:
-        self._root = root
-        self._directory = root / key
-
-    @classmethod
-    def of(cls, source: Source, services: t.Iterable[str]) -> Store:
-        key = hashlib.sha256(json.dumps([source.play_id, sorted(services)]).encode()).hexdigest()[:16]
-        return cls(Path(C.DEFAULT_LOCAL_TMP) / "hearth-plans", key)
-
-    @contextlib.contextmanager
-    def locked(self) -> t.Iterator[None]:
-        """Only one of the workers that need the plans at the same time composes them."""
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (self._root / "lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-
-    def index(self) -> dict[str, t.Any] | None:
-        try:
-            return t.cast("dict[str, t.Any]", json.loads((self._directory / "index.json").read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-
-    def write(self, index: dict[str, t.Any], plans: t.Mapping[str, HostPlan | None]) -> None:
-        """The plans first, then the index that names them; each file appears whole or not at all."""
-        self._directory.mkdir(mode=0o700, exist_ok=True)
-        for name, plan in plans.items():
-            if plan is not None:
-                self._place(f"plan-{name}.json", plan.to_json())
-        self._place("index.json", json.dumps(index, sort_keys=True))
-
-    def _place(self, name: str, text: str) -> None:
-        handle, temporary = tempfile.mkstemp(dir=self._directory, prefix=".new-")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.replace(temporary, self._directory / name)
-
-    def plan(self, host: str) -> HostPlan:
-        return HostPlan.from_json((self._directory / f"plan-{host}.json").read_text(encoding="utf-8"))
-
-
 def ensure(
     action: t.Any, task_vars: t.Mapping[str, t.Any], hosts: t.Iterable[str] = (), services: t.Iterable[str] = ()
 ) -> tuple[Store, dict[str, t.Any]]:
@@ -1256,8 +1161,12 @@ def ensure(
     """
     source = Source.of_action(action, task_vars)
     names = tuple(dict.fromkeys(services))
-    limit = [host for host in dict.fromkeys((*(task_vars.get("ansible_play_hosts_all") or ()), *hosts)) if host in source.hosts]
-    store = Store.of(source, names)
+    limit = [
+        host
+        for host in dict.fromkeys((*(task_vars.get("ansible_play_hosts_all") or ()), *hosts))
+        if host in source.hosts
+    ]
+    store = Store.of(source.play_id, names)
     with store.locked():
         index = store.index()
         if index is None or not set(limit) <= set(index["limit"]):
@@ -1268,9 +1177,16 @@ def ensure(
 
 
 def _write(store: Store, source: Source, limit: list[str], services: tuple[str, ...]) -> dict[str, t.Any]:
-    index: dict[str, t.Any] = {"limit": limit, "failure": "", "problems": [], "hosts": {}, "warnings": [], "secret_files": {}}
+    index: dict[str, t.Any] = {
+        "limit": limit,
+        "failure": "",
+        "problems": [],
+        "hosts": {},
+        "warnings": [],
+        "secret_files": {},
+    }
     try:
-        made = make_plans(source, limit, {host: services for host in limit} if services else None)
+        made = make_plans(source, limit, dict.fromkeys(limit, services) if services else None)
     except ComposeError as error:
         index |= {"failure": str(error), "problems": [problem.to_dict() for problem in error.problems]}
         store.write(index, {})
@@ -1311,6 +1227,11 @@ def plans_for(
     return {name: store.plan(name) if index["hosts"][name]["managed"] else None for name in wanted or index["hosts"]}
 
 
-def secret_files(action: t.Any, task_vars: t.Mapping[str, t.Any], host: str, services: t.Iterable[str] = ()) -> list[str]:
+def secret_files(action: t.Any, task_vars: t.Mapping[str, t.Any], host: str) -> list[str]:
     """The SOPS files of a host, lowest precedence first: of its groups, then its own."""
-    return t.cast("list[str]", ensure(action, task_vars, [host], services)[1]["secret_files"].get(host, []))
+    source = Source.of_action(action, task_vars)
+    # Any composition of this play knows them: they do not depend on the services that a role alone adds.
+    for index in Store.of(source.play_id, ()).siblings():
+        if host in index["secret_files"]:
+            return t.cast("list[str]", index["secret_files"][host])
+    return t.cast("list[str]", ensure(action, task_vars, [host])[1]["secret_files"].get(host, []))

@@ -84,11 +84,19 @@ class _Check:
     facts: Facts
     report: Report
 
-    def error(self, host: str, service: str, path: Path, message: str, remedy: str = "", others: t.Iterable[str] = ()) -> None:
+    def error(
+        self, host: str, service: str, path: Path, message: str, remedy: str = "", others: t.Iterable[str] = ()
+    ) -> None:
         dotted = ".".join(str(step) for step in path)
         where = self.facts.locate(host, service, path).where
         self.report.error(
-            message, host=host, service=service, path=dotted, remedy=remedy, others=tuple(sorted(set(others) - {host})), **where
+            message,
+            host=host,
+            service=service,
+            path=dotted,
+            remedy=remedy,
+            others=tuple(sorted(set(others) - {host})),
+            **where,
         )
 
     def warn(self, host: str, service: str, path: Path, message: str, remedy: str = "") -> None:
@@ -228,8 +236,7 @@ def _users(check: _Check) -> None:
             other = ids.setdefault(service.uid, service)
             if other is service:
                 continue
-            held = other.contribution.user
-            assert held is not None  # only services with a user are in `ids`
+            held = other.contribution.user or user  # only services with a user are in `ids`
             if held.name != user.name:
                 check.error(
                     host.name, service.name, ("user", "id"),
@@ -240,7 +247,8 @@ def _users(check: _Check) -> None:
             elif service.role != other.role and not (user.shared and held.shared):
                 check.error(
                     host.name, service.name, ("user", "name"),
-                    f"the user {user.name} (id {service.uid}) is service {other.name}'s too, and not both say `shared: true`"
+                    f"the user {user.name} (id {service.uid}) is service {other.name}'s too, and not both say "
+                    "`shared: true`"
                     + check.place(host.name, other.name, ("user", "name")),
                     "user: {shared: true} on both shares it on purpose; else give one another name and id",
                 )  # fmt: skip
@@ -256,7 +264,8 @@ def _files(check: _Check) -> None:
                     whose = f"service {other}" if other != service.name else f"the entry files[{entry}]"
                     check.error(
                         host.name, service.name, ("files", index, "path"),
-                        f"the file {file.path} is made by {whose} too" + check.place(host.name, other, ("files", entry, "path")),
+                        f"the file {file.path} is made by {whose} too"
+                        + check.place(host.name, other, ("files", entry, "path")),
                         "one service owns a file; write a fragment of its own below a directory that the program reads",
                     )  # fmt: skip
 
@@ -291,7 +300,11 @@ def _requires(check: _Check) -> None:
             if name in host.services or host.provider(name) or (host.name, name) in check.facts.broken:
                 continue  # by its name, or by a contract that it provides
             elsewhere = [other.name for other in check.fleet.hosts.values() if name in other.services]
-            if elsewhere or check.fleet.providers(name) or any((other, name) in check.facts.broken for other in check.fleet.hosts):
+            if (
+                elsewhere
+                or check.fleet.providers(name)
+                or any((other, name) in check.facts.broken for other in check.fleet.hosts)
+            ):
                 continue  # requires is satisfied by the fleet
             disabled = check.facts.disabled.get(host.name, {}).get(name)
             if disabled is not None:
@@ -305,7 +318,7 @@ def _requires(check: _Check) -> None:
                 known = name in check.facts.roles
                 check.error(
                     host.name, service.name, path, f"requires {name!r}, which no host of the fleet provides",
-                    f"enable it: hearth_services: {{{name}: {{}}}}" if known else hint or "there is no role of that name",
+                    f"enable it: hearth_services: {{{name}: {{}}}}" if known else hint or "no role has that name",
                 )  # fmt: skip
 
 
@@ -392,7 +405,7 @@ def _routes(check: _Check) -> None:
                 host.name, service.name, ("route", "name"),
                 f"the route {name} is that of service {other[1]} on host {other[0]} too"
                 + check.place(other[0], other[1], ("route", "name")),
-                f"override: {{route: {{name: ANOTHER}}}} for one of them",
+                "override: {route: {name: ANOTHER}} for one of them",
                 others=[other[0]],
             )  # fmt: skip
 
@@ -406,7 +419,8 @@ def _access(check: _Check) -> None:
         allowed = f"a group of hearth_access ({', '.join(sorted(groups)) or 'it has none'}), application or public"
         if route.access is None:
             check.error(
-                host.name, service.name, ("route", "access"), f"the route does not say who may use it; allowed: {allowed}",
+                host.name, service.name, ("route", "access"),
+                f"the route does not say who may use it; allowed: {allowed}",
                 "say route.access: GROUP, `application` (its own login) or `public`",
             )  # fmt: skip
         elif route.access not in groups and route.access not in OPEN_ACCESS:
@@ -429,7 +443,7 @@ def _reaches(check: _Check, host: Host, listen: Listen, client: Host, contract: 
             networks = [ipaddress.ip_network(network) for network in zone.networks]
             if any(_inside(address, networks) for addresses in client.addresses.values() for address in addresses):
                 return True
-        elif name in client.addresses and client.addresses[name]:
+        elif client.addresses.get(name):
             return True
     return False
 
@@ -479,7 +493,7 @@ def _from(check: _Check) -> None:
                 if name not in known:
                     check.error(
                         host.name, service.name, ("listen", entry, "from", index),
-                        f"{name!r} is neither a zone, a host, a group nor a contract; zones: {', '.join(sorted(zones))}",
+                        f"{name!r} is no zone, host, group or contract; zones: {', '.join(sorted(zones))}",
                         nearest(name, known),
                     )  # fmt: skip
             if listen.from_ and listen.address == "loopback":
@@ -510,11 +524,17 @@ def _ranges(check: _Check) -> None:
             if name == "containers":
                 continue  # it is made of the containers' networks
             for index, network in enumerate(zone.networks):
-                ranges.append((f"zone {name}", ("hearth_zones", name, "networks", str(index)), ipaddress.ip_network(network)))
+                ranges.append(
+                    (f"zone {name}", ("hearth_zones", name, "networks", str(index)), ipaddress.ip_network(network))
+                )
         for name, entry in host.variables.hearth_networks.items():
             if entry.subnet:
                 ranges.append(
-                    (f"container network {name}", ("hearth_networks", name, "subnet"), ipaddress.ip_network(entry.subnet))
+                    (
+                        f"container network {name}",
+                        ("hearth_networks", name, "subnet"),
+                        ipaddress.ip_network(entry.subnet),
+                    )
                 )
         for (one, _path, network), (other, path, against) in itertools.combinations(ranges, 2):
             if one != other and network.version == against.version and network.overlaps(against):
@@ -552,7 +572,8 @@ def _external(check: _Check) -> None:
         for name, receiver in host.variables.hearth_receivers.items():
             if receiver.external:
                 check.error(
-                    host.name, "", ("hearth_receivers", name), f"the receiver {name} is outside, and hearth_external is false",
+                    host.name, "", ("hearth_receivers", name),
+                    f"the receiver {name} is outside, and hearth_external is false",
                     "`external: false` marks a target inside the lab; lab hosts refuse any other",
                 )  # fmt: skip
         if host.variables.hearth_certificates.issuer == "acme":
@@ -582,7 +603,8 @@ def _offsite(check: _Check) -> None:
         protect = service.contribution.protect
         if protect and protect.class_ == "critical" and "offsite" not in host.variables.hearth_protect_accept:
             check.error(
-                host.name, service.name, ("protect", "class"), "class critical needs an offsite tier, and the fleet has none",
+                host.name, service.name, ("protect", "class"),
+                "class critical needs an offsite tier, and the fleet has none",
                 "hearth_protect_accept: {offsite: REASON} accepts that; the plan keeps saying so",
             )  # fmt: skip
 
@@ -657,7 +679,8 @@ def _people_secrets(check: _Check) -> None:
                 f"the password hash of {person}, of an access group, {what}: key {PEOPLE}.{person}.password_hash",
                 host=name, service=provider.name if provider else "", file=entry.file if entry else names.file,
                 line=entry.line if entry else 0,
-                remedy=f"sops {short_path(entry.file if entry else names.file)} and set it to what `caddy hash-password` prints",
+                remedy=f"sops {short_path(entry.file if entry else names.file)} and set it to what "
+                "`caddy hash-password` prints",
             )  # fmt: skip
 
 
@@ -673,7 +696,8 @@ def _providers(check: _Check) -> None:
                 other = offered.setdefault(contract, service.name)
                 if other != service.name:
                     check.error(
-                        host.name, service.name, ("provides", contract), f"service {other} provides {contract} on this host too",
+                        host.name, service.name, ("provides", contract),
+                        f"service {other} provides {contract} on this host too",
                         "one provider of a contract for each host: disable one of them",
                     )  # fmt: skip
         for service in host.services.values():
@@ -687,7 +711,9 @@ def _providers(check: _Check) -> None:
 
 
 def _absent(check: _Check, host: Host, service: str, path: str, contract: str, role: str, where: str) -> None:
-    broken = any((name, role) in check.facts.broken for name in ((host.name,) if "host" in where else check.fleet.hosts))
+    broken = any(
+        (name, role) in check.facts.broken for name in ((host.name,) if "host" in where else check.fleet.hosts)
+    )
     if broken:
         return  # its provider could not be composed: that is the error
     check.error(

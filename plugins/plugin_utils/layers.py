@@ -16,8 +16,7 @@ import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
-from ansible import constants as C
-from ansible import context
+from ansible import constants, context
 from ansible._internal._datatag._tags import Origin, TrustedAsTemplate
 from ansible.errors import AnsibleError
 from ansible.inventory.helpers import sort_groups
@@ -31,10 +30,12 @@ SERVICES = "hearth_services"
 
 #: What Ansible puts among a host's variables besides those of the inventory and the play.
 MAGIC = frozenset(
-    "ansible_facts group_names groups hostvars inventory_dir inventory_file inventory_hostname "
-    "inventory_hostname_short omit play_hosts playbook_dir role_name role_names role_path role_uuid vars environment "
-    "ansible_version".split()
-)
+    (
+        "ansible_facts", "ansible_version", "environment", "group_names", "groups", "hostvars", "inventory_dir",
+        "inventory_file", "inventory_hostname", "inventory_hostname_short", "omit", "play_hosts", "playbook_dir",
+        "role_name", "role_names", "role_path", "role_uuid", "vars",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def walk(value: t.Any, path: t.Sequence[str | int]) -> tuple[int, Place]:
 
 def trusted(value: str) -> bool:
     """Whether Ansible would render this string: what comes from modules or the network is never a template."""
-    return TrustedAsTemplate.is_tagged_on(value)
+    return bool(TrustedAsTemplate.is_tagged_on(value))
 
 
 def trust(value: t.Any) -> t.Any:
@@ -221,7 +222,9 @@ class Source:
     @property
     def all_groups(self) -> dict[str, tuple[str, ...]]:
         """Every group of the inventory with its hosts."""
-        return {plain(name): tuple(sorted(map(plain, hosts))) for name, hosts in self._inventory.get_groups_dict().items()}
+        return {
+            plain(name): tuple(sorted(map(plain, hosts))) for name, hosts in self._inventory.get_groups_dict().items()
+        }
 
     @property
     def basedirs(self) -> list[str]:
@@ -259,7 +262,7 @@ class Source:
             found.append(os.path.join(directory, "roles"))
             if os.path.basename(os.path.dirname(directory)) == "inventories":
                 found.append(os.path.join(os.path.dirname(os.path.dirname(directory)), "roles"))
-        found.extend(C.DEFAULT_ROLES_PATH or ())
+        found.extend(constants.DEFAULT_ROLES_PATH or ())
         return [Path(directory) for directory in dict.fromkeys(os.path.realpath(entry) for entry in found)]
 
     def variables(self, host: str) -> dict[str, t.Any]:
@@ -281,7 +284,7 @@ class Source:
         groups = [group for group in sort_groups(entity.get_groups()) if group.name != "all"]
         everyone = [self._inventory.groups["all"]]
         found: list[Layer] = []
-        for entry in C.VARIABLE_PRECEDENCE:
+        for entry in constants.VARIABLE_PRECEDENCE:
             scope, _underscore, kind = entry.partition("_")
             for group in everyone if scope == "all" else groups:
                 found.extend(self._entity_layers(group, "group", kind))
@@ -353,9 +356,7 @@ class Source:
             known = self._plain[id(value)] = (value, needed, None if needed else plain(value))
         return known[1], known[2]
 
-    def resolve(
-        self, variables: dict[str, t.Any], names: t.Iterable[str]
-    ) -> tuple[dict[str, t.Any], list[Unresolved]]:
+    def resolve(self, variables: dict[str, t.Any], names: t.Iterable[str]) -> tuple[dict[str, t.Any], list[Unresolved]]:
         """The values of these variables (those that exist), resolved, without tags; and those that cannot be.
 
         One compound expression for all that hold templates: the templar costs 1 ms per string, and 46 ms for

@@ -25,6 +25,7 @@ from ansible.module_utils.common.validation import (
     check_type_list,
     check_type_str,
 )
+from ansible_collections.hearth.homelab.plugins.plugin_utils.explain import dotted
 from ansible_collections.hearth.homelab.plugins.plugin_utils.layers import Place, trust
 from ansible_collections.hearth.homelab.plugins.plugin_utils.templates import Compiled, Environment
 
@@ -42,7 +43,7 @@ class RoleError(Exception):
         self.message, self.place = message, place
 
 
-class _Loader(_Base):  # type: ignore[misc]
+class _Loader(_Base):
     """Plain YAML that refuses a key given twice."""
 
 
@@ -99,7 +100,7 @@ def locate(path: Path, keys: Sequence[str | int]) -> tuple[int, Place]:
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
-class WrongType(ValueError):
+class WrongTypeError(ValueError):
     """A value that is not of the declared type: ``path`` below the option, what was found and what is allowed."""
 
     def __init__(self, path: str, found: t.Any, allowed: str) -> None:
@@ -132,25 +133,27 @@ def _checker(spec: Mapping[str, t.Any]) -> _Check:
 
     def check(value: t.Any, path: str) -> t.Any:
         if convert is not None and type(value) not in exact:
-            if (name in ("str", "path") and isinstance(value, list | dict)) or (name != "bool" and isinstance(value, bool)):
-                raise WrongType(path, value, words)
+            if (name in ("str", "path") and isinstance(value, list | dict)) or (
+                name != "bool" and isinstance(value, bool)
+            ):
+                raise WrongTypeError(path, value, words)
             try:
                 value = convert(value)
             except (TypeError, ValueError) as error:
-                raise WrongType(path, value, words) from error
+                raise WrongTypeError(path, value, words) from error
         if choices is not None:
             for entry in value if name == "list" else [value]:
                 if entry not in choices:
-                    raise WrongType(path, entry, ", ".join(str(choice) for choice in choices))
+                    raise WrongTypeError(path, entry, ", ".join(str(choice) for choice in choices))
         if elements is not None:
             value = [elements(entry, f"{path}[{index}]") for index, entry in enumerate(value)]
         if nested:
             unknown = [key for key in value if key not in nested and not str(key).startswith("x_")]
             if unknown:
-                raise WrongType(f"{path}.{unknown[0]}", unknown[0], "one of " + ", ".join(sorted(nested)))
+                raise WrongTypeError(f"{path}.{unknown[0]}", unknown[0], "one of " + ", ".join(sorted(nested)))
             for key in required:
                 if key not in value:
-                    raise WrongType(path, value, f"a mapping with {key}")
+                    raise WrongTypeError(path, value, f"a mapping with {key}")
             value = {
                 key: nested[key](entry, f"{path}.{key}") if entry is not None and key in nested else entry
                 for key, entry in value.items()
@@ -184,9 +187,11 @@ class Role:
             )
         self.contribution: dict[str, t.Any] = data[self.variable]
         self.first = Compiled(environment, {key: self.contribution[key] for key in FIRST if key in self.contribution})
-        self.rest = Compiled(environment, {key: self.contribution[key] for key in self.contribution if key not in FIRST})
+        self.rest = Compiled(
+            environment, {key: self.contribution[key] for key in self.contribution if key not in FIRST}
+        )
         for keys, message in (*self.first.errors, *self.rest.errors):
-            raise RoleError(f"{_dotted(keys)}: {message}", self.locate(keys)[1])
+            raise RoleError(f"{dotted(keys)}: {message}", self.locate(keys)[1])
         self.defaults_files = _all(path / "defaults")
         self.defaults: dict[str, t.Any] = {}
         for file in self.defaults_files:
@@ -197,12 +202,14 @@ class Role:
                 raise RoleError("is not a mapping of variables", Place(str(file), 1))
         self._checks, self._required = self._specs()
         self.options = frozenset(self.defaults) | frozenset(self._checks)
+        folder = path / "templates"
+        self.templates = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
         names = set(self.first.names | self.rest.names)
-        for template in sorted((path / "templates").rglob("*")) if (path / "templates").is_dir() else ():
-            if template.is_file():
-                names |= environment.file_names(template)
-        #: Variables that the contribution and the templates name.
+        for template in self.templates:
+            names |= environment.file_names(template)
+        #: Variables that the contribution and the templates name, and perhaps a few words that are none.
         self.names = frozenset(names)
+        self._environment = environment
 
     def _specs(self) -> tuple[dict[str, _Check], list[str]]:
         file = _first(self.path / "meta", "argument_specs")
@@ -216,7 +223,7 @@ class Role:
         )
 
     def typed(self, option: str, value: t.Any) -> t.Any:
-        """The value of an option as its declared type; WrongType if it is none. Null stands for no value."""
+        """The value of an option as its declared type; WrongTypeError if it is none. Null stands for no value."""
         check = self._checks.get(option)
         return value if check is None or value is None else check(value, option)
 
@@ -224,6 +231,12 @@ class Role:
     def required(self) -> list[str]:
         """Options without which the role does not work."""
         return self._required
+
+    def uses(self, name: str) -> bool:
+        """Whether a template or the contribution really uses a variable: exact, and slower than ``names``."""
+        return name in self.first.names | self.rest.names or any(
+            name in self._environment.names_of_file(file) for file in self.templates
+        )
 
     def short(self, option: str) -> str:
         """An option's name without the role's: ``port`` of ``sonarr_port``."""
@@ -308,16 +321,6 @@ def _all(directory: Path) -> list[Path]:
         return [main]
     folder = directory / "main"
     return sorted(entry for entry in folder.iterdir() if entry.suffix in (".yml", ".yaml")) if folder.is_dir() else []
-
-
-def _dotted(keys: Sequence[str | int]) -> str:
-    text = ""
-    for key in keys:
-        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
-    return text
-
-
-dotted = _dotted
 
 
 # --- misspelt variables ----------------------------------------------------------------------------------------------

@@ -49,7 +49,9 @@ def _read(path: str, _mtime: int, _size: int) -> Keys:
         tree = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         mark = getattr(error, "problem_mark", None)
-        return Keys(error=f"is not valid YAML: {getattr(error, 'problem', error)}", error_line=mark.line + 1 if mark else 0)
+        return Keys(
+            error=f"is not valid YAML: {getattr(error, 'problem', error)}", error_line=mark.line + 1 if mark else 0
+        )
     if not isinstance(tree, yaml.MappingNode):
         return Keys(error="is empty" if tree is None else "is not a mapping of services", error_line=1)
     top = {key.value: value for key, value in tree.value}

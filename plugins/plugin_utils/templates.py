@@ -16,7 +16,6 @@ import typing as t
 from pathlib import Path
 
 import jinja2
-import jinja2.defaults
 import jinja2.ext
 import jinja2.meta
 import jinja2.nodes
@@ -42,17 +41,22 @@ class TemplateError(Exception):
         self.message, self.file, self.line = message, file, line
 
 
-class _Plugins(dict[str, t.Callable[..., t.Any]]):
-    """Jinja's own filters (or tests), then Ansible's and those of collections, loaded when first named."""
+class _Plugins(dict[str, t.Any]):
+    """Ansible's filters (or tests) and those of collections, then Jinja's own, as Ansible itself looks them up.
+
+    Ansible's `unique`, for one, is a list in which case matters; Jinja's is neither. Loaded when first named.
+    """
 
     def __init__(self, builtin: t.Mapping[str, t.Any], kind: t.Literal["filter", "test"]) -> None:
-        super().__init__(builtin)
-        self._builtin = frozenset(builtin)
+        super().__init__()
+        self._builtin = dict(builtin)
         self._kind = kind
         self._missing: set[str] = set()
 
-    def __missing__(self, name: str) -> t.Callable[..., t.Any]:
-        found = None if name in self._missing else self._load(name)
+    def __missing__(self, name: str) -> t.Any:
+        found = None
+        if name not in self._missing:
+            found = self._load(name) or self._builtin.get(name)
         if found is None:
             self._missing.add(name)
             raise KeyError(name)
@@ -60,12 +64,7 @@ class _Plugins(dict[str, t.Callable[..., t.Any]]):
         return found
 
     def __contains__(self, name: object) -> bool:
-        if super().__contains__(name):
-            return True
-        try:
-            return isinstance(name, str) and self[name] is not None
-        except KeyError:
-            return False
+        return isinstance(name, str) and self.get(name) is not None
 
     def get(self, name: str, default: t.Any = None) -> t.Any:
         try:
@@ -73,7 +72,7 @@ class _Plugins(dict[str, t.Callable[..., t.Any]]):
         except KeyError:
             return default
 
-    def _load(self, name: str) -> t.Callable[..., t.Any] | None:
+    def _load(self, name: str) -> t.Any:
         # Imported late: the plugin loader reads Ansible's configuration, which a pure rendering does not need.
         from ansible.plugins.loader import filter_loader, test_loader
 
@@ -81,7 +80,7 @@ class _Plugins(dict[str, t.Callable[..., t.Any]]):
             plugin = (filter_loader if self._kind == "filter" else test_loader).get(name)
         except KeyError:
             return None
-        return t.cast("t.Callable[..., t.Any]", plugin.j2_function) if plugin else None
+        return plugin.j2_function if plugin else None
 
 
 def _denied(name: str, why: str) -> t.Callable[..., t.NoReturn]:
@@ -94,7 +93,9 @@ def _denied(name: str, why: str) -> t.Callable[..., t.NoReturn]:
 def _finalize(value: t.Any) -> t.Any:
     """Text of an expression's value. ``None`` in a configuration file is a mistake that no validator finds."""
     if value is None:
-        raise TemplateError("an expression gives null where text is made of it: use default('...', true), or test it first")
+        raise TemplateError(
+            "an expression gives null where text is made of it: use default('...', true), or test it first"
+        )
     return value
 
 
@@ -112,8 +113,8 @@ class Environment(jinja2.Environment):
             auto_reload=False,
             finalize=_finalize,
         )
-        self.filters = _Plugins(jinja2.defaults.DEFAULT_FILTERS, "filter")
-        self.tests = _Plugins(jinja2.defaults.DEFAULT_TESTS, "test")
+        self.filters = _Plugins(self.filters, "filter")
+        self.tests = _Plugins(self.tests, "test")
         for name in ("lookup", "query", "q"):
             self.globals[name] = _denied(name, _NO_LOOKUPS)
         self.globals["now"] = _denied("now", "a plan is the same whenever it is made; there is no time in it")
@@ -180,6 +181,24 @@ class Environment(jinja2.Environment):
         names: set[str] = set()
         for code in _CODE.findall(text):
             names.update(_WORD.findall(_STRING.sub("", code)))
+        return frozenset(names)
+
+    def names_of_file(self, path: Path) -> frozenset[str]:
+        """The variables that a template file and what it includes by a literal name use, by Jinja's own analysis."""
+        names: set[str] = set()
+        seen: set[str] = set()
+        todo = [str(path)]
+        while todo:
+            file = todo.pop()
+            if file in seen:
+                continue
+            seen.add(file)
+            try:
+                tree = self.parse(Path(file).read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, jinja2.TemplateError):
+                continue  # rendering reports it, with the line
+            names |= jinja2.meta.find_undeclared_variables(tree) - self.globals.keys()
+            todo.extend(self.join_path(name, file) for name in jinja2.meta.find_referenced_templates(tree) if name)
         return frozenset(names)
 
     def _explain(self, error: Exception, file: str) -> TemplateError:
@@ -297,7 +316,11 @@ def _message(error: BaseException) -> str:
     if isinstance(error, jinja2.UndefinedError):
         return str(error.message).replace(f"{__name__.rpartition('.')[0]}.", "")
     text = str(error).strip() or type(error).__name__
-    return text if isinstance(error, jinja2.TemplateError) or "Ansible" in type(error).__name__ else f"{type(error).__name__}: {text}"
+    return (
+        text
+        if isinstance(error, jinja2.TemplateError) or "Ansible" in type(error).__name__
+        else f"{type(error).__name__}: {text}"
+    )
 
 
 def _line_of(error: BaseException, file: str) -> tuple[str, int]:

@@ -30,8 +30,18 @@ def render(_fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
             )
         if contribution.storage:
             kept.append(service.name)
+        for mount in contribution.mounts.values():
+            plan.add(_mount_point(host, service.name, mount.source))
     if kept:
         names = ", ".join(sorted(kept))
         plan.notices.append(
             f"storage: {host.name} has no pool: directories, without snapshots and replication, for {names}"
         )
+
+
+def _mount_point(host: Host, service: str, path: str) -> m.Directory:
+    """The directory of a mount, so that a container can bind it. Below hearth_media it is the media group's."""
+    media = host.variables.hearth_media
+    shared = "media" in host.variables.hearth_groups and (path == media or path.startswith(f"{media}/"))
+    group, mode = ("media", "2775") if shared else ("root", "0755")
+    return m.Directory(path, service, group=group, mode=mode, create_only=True)

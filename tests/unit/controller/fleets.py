@@ -55,7 +55,9 @@ class Repository:
         if defaults is not None:
             self.write(f"roles/{name}/defaults/main.yml", defaults)
         if options is not None:
-            self.write(f"roles/{name}/meta/argument_specs.yml", {"argument_specs": {"main": {"options": dict(options)}}})
+            self.write(
+                f"roles/{name}/meta/argument_specs.yml", {"argument_specs": {"main": {"options": dict(options)}}}
+            )
         for file, content in (templates or {}).items():
             self.write(f"roles/{name}/templates/{file}", content)
         return self.path / "roles" / name
@@ -89,7 +91,9 @@ def native(**contribution: t.Any) -> dict[str, t.Any]:
     return {**copy.deepcopy(NATIVE), **contribution}
 
 
-def repository(path: Path, hosts: t.Mapping[str, Data] | None = None, groups: t.Mapping[str, t.Iterable[str]] | None = None) -> Repository:
+def repository(
+    path: Path, hosts: t.Mapping[str, Data] | None = None, groups: t.Mapping[str, t.Iterable[str]] | None = None
+) -> Repository:
     """A repository with these hosts (and their inventory variables) in these groups, and a fleet that composes."""
     made = Repository(path)
     entries = dict(hosts or {"forge": {"hearth_addresses": {"lan": "192.0.2.10"}}})
@@ -98,7 +102,7 @@ def repository(path: Path, hosts: t.Mapping[str, Data] | None = None, groups: t.
         {
             "all": {
                 "hosts": {name: dict(variables) for name, variables in entries.items()},
-                "children": {group: {"hosts": dict.fromkeys(names, {})} for group, names in (groups or {}).items()},
+                "children": {group: {"hosts": {key: {} for key in names}} for group, names in (groups or {}).items()},
             }
         },
     )
@@ -106,7 +110,7 @@ def repository(path: Path, hosts: t.Mapping[str, Data] | None = None, groups: t.
     return made
 
 
-# --- a fleet of the size that the budget is about ----------------------------------------------------------------------
+# --- a fleet of the size that the budget is about --------------------------------------------------------------------
 
 
 def contribution(index: int) -> dict[str, t.Any]:
@@ -127,8 +131,8 @@ def contribution(index: int) -> dict[str, t.Any]:
             "stop_timeout": "90s",
         },
         "user": {"name": "{{ service.role }}", "id": 3000 + index, "groups": ["media"], "umask": "0002"},
-        "listen": {"http": {"port": f"{{{{ {name}_port }}}}", "container_port": 8989, "protocol": ["tcp"], "address": "lan",
-                            "from": ["metrics", "lan"]}},
+        "listen": {"http": {"port": f"{{{{ {name}_port }}}}", "container_port": 8989, "protocol": ["tcp"],
+                            "address": "lan", "from": ["metrics", "lan"]}},
         "networks": ["media"],
         "storage": {"state": {"mountpoint": "/var/lib/{{ service.name }}", "target": "/config", "recordsize": "16K"}},
         "mounts": {"media": {"source": "{{ hearth_media }}", "target": "/media", "access": "rw"}},
@@ -150,7 +154,9 @@ def contribution(index: int) -> dict[str, t.Any]:
 def large(path: Path, hosts: int = 20, services: int = 25, distinct: bool = True) -> Repository:
     """``hosts`` x ``services`` services, of as many roles as services in all, or of ``services`` roles."""
     names = [f"host{index:02}" for index in range(hosts)]
-    made = repository(path, {name: {"hearth_addresses": {"lan": f"192.0.2.{index + 1}"}} for index, name in enumerate(names)})
+    made = repository(
+        path, {name: {"hearth_addresses": {"lan": f"192.0.2.{index + 1}"}} for index, name in enumerate(names)}
+    )
     made.vars("group_vars/all/core.yml", {
         "hearth_domain": "example.com",
         "hearth_timezone": "Europe/Berlin",
@@ -162,8 +168,9 @@ def large(path: Path, hosts: int = 20, services: int = 25, distinct: bool = True
     for index in range(hosts * services if distinct else services):
         name = f"svc{index:03}"
         defaults = (
-            f"# The port.\n{name}_port: {10000 + index}\n# The image.\n{name}_image: registry.example.com/{name}:1.2.3\n"
-            f"{name}_access: media\n{name}_log_level: info\n{name}_url: \"https://{name}.{{{{ hearth_domain }}}}\"\n"
+            f"# The port.\n{name}_port: {10000 + index}\n"
+            f"# The image.\n{name}_image: registry.example.com/{name}:1.2.3\n"
+            f'{name}_access: media\n{name}_log_level: info\n{name}_url: "https://{name}.{{{{ hearth_domain }}}}"\n'
             f"{name}_settings: {{a: 1, b: [x, y]}}\n"
         )
         options = {
@@ -174,11 +181,12 @@ def large(path: Path, hosts: int = 20, services: int = 25, distinct: bool = True
             f"{name}_url": {"type": "str", "description": "URL."},
             f"{name}_settings": {"type": "dict", "description": "More."},
         }
-        made.role(name, contribution(index), defaults=defaults, options=options, templates={
-            "config.xml.j2": "<Config>\n{% for key, value in " + name + "_settings | dictsort %}\n  <{{ key }}>{{ value }}"
-            "</{{ key }}>\n{% endfor %}\n  <Key>{{ service.secrets.api_key }}</Key>\n  <Port>{{ service.ports.http }}</Port>\n"
-            "</Config>\n",
-        })  # fmt: skip
+        template = (
+            f"<Config>\n{{% for key, value in {name}_settings | dictsort %}}\n"
+            "  <{{ key }}>{{ value }}</{{ key }}>\n{% endfor %}\n"
+            "  <Key>{{ service.secrets.api_key }}</Key>\n  <Port>{{ service.ports.http }}</Port>\n</Config>\n"
+        )
+        made.role(name, contribution(index), defaults=defaults, options=options, templates={"config.xml.j2": template})
     made.role("engine", native(tier="infrastructure", provides={"container": "podman", "route": "caddy"}))
     for host_index, host in enumerate(names):
         enabled: dict[str, t.Any] = {"engine": {}}

@@ -168,11 +168,12 @@ def test_files_of_a_foreign_id_are_counted_only_then(tree):
 def test_the_search_for_files_is_bounded(tree):
     run = runner()
     run.answers["sh -c find"] = "".join(f"/srv/{number}\n" for number in range(o.FIND_LIMIT + 1))
-    observed = look(tree, m.User("postgres", "sonarr", uid=2000), run=run)
-    assert (observed.id_files["user:postgres"].count, observed.id_files["user:postgres"].complete) == (o.FIND_LIMIT, False)
+    user = m.User("postgres", "sonarr", uid=2000)
+    found = look(tree, user, run=run).id_files["user:postgres"]
+    assert (found.count, found.complete) == (o.FIND_LIMIT, False)
     run.answers["sh -c find"] = Completed(("sh",), 124, "/srv/1\n", "stopped after 15 s")
-    observed = look(tree, m.User("postgres", "sonarr", uid=2000), run=run)
-    assert (observed.id_files["user:postgres"].count, observed.id_files["user:postgres"].complete) == (1, False)
+    found = look(tree, user, run=run).id_files["user:postgres"]
+    assert (found.count, found.complete) == (1, False)
 
 
 # -- packages --------------------------------------------------------------------------------------------------
@@ -324,9 +325,8 @@ def test_a_store_that_cannot_be_read_is_an_error(tree):
 
 
 def test_paths_that_did_not_exist_before_are_no_originals(tree):
-    observed = o.observe(
-        manifest(), None, {"/etc/a": {"kind": "file"}, "/etc/b": None}, runner(), root=str(tree), secret_reader=SECRETS.get
-    )
+    originals = {"/etc/a": {"kind": "file"}, "/etc/b": None}
+    observed = o.observe(manifest(), None, originals, runner(), root=str(tree), secret_reader=SECRETS.get)
     assert observed.originals == {"/etc/a"}
 
 
@@ -387,7 +387,8 @@ def test_a_template_would_make_systemctl_fail_and_is_not_asked_for(tree):
 
 def test_units_that_systemd_does_not_describe_are_an_error(tree):
     run = runner(systemctl=lambda argv, _: units("caddy.service"))
-    assert "1 units instead of 2" in look(tree, m.Unit("a.service", "x"), m.Unit("b.service", "x"), run=run).errors["unit"]
+    observed = look(tree, m.Unit("a.service", "x"), m.Unit("b.service", "x"), run=run)
+    assert "1 units instead of 2" in observed.errors["unit"]
 
 
 # -- listeners -------------------------------------------------------------------------------------------------

@@ -1,0 +1,86 @@
+# Copyright: hearth.homelab contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What runs in the background: the supervisor of a host, and the relay to the apt proxy."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import subprocess
+from pathlib import Path
+
+from lablib.core import cgroup_roots, end_cgroup, own_cgroup
+
+
+def host_main(args: argparse.Namespace) -> int:
+    """Keep one host running: nspawn, and again after the host reboots itself."""
+    directory = Path(args.lab)
+    if not Path("/run/systemd/system").exists():
+        own_cgroup(args.cgroup)
+    for folder in ("/tmp", "/run/systemd/nspawn"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "hearth-lab", folder], check=True)
+    argv = [
+        "systemd-nspawn",
+        "--quiet",
+        "--settings=no",
+        f"--directory={directory / 'hosts' / args.host}",
+        "--boot",
+        # The control group is made already: by own_cgroup(), or by systemd-run where systemd is PID 1.
+        "--register=no",
+        "--keep-unit",
+        f"--machine={args.machine}",
+        f"--hostname={args.host}",
+        f"--network-bridge={args.bridge}",
+        "--console=pipe",
+        "--resolv-conf=off",
+        "--timezone=off",
+        "--link-journal=no",
+        # podman and nftables inside need nearly all of them. Root in a host is root on the machine: the README says so.
+        "--capability=all",
+        "--system-call-filter=@keyring bpf @mount",
+    ]
+    if Path("/dev/net/tun").exists():
+        argv.append("--bind=/dev/net/tun")
+    if Path("/dev/fuse").exists():
+        argv.append("--bind=/dev/fuse")
+    # Makes systemd >= 256 boot on a machine with hybrid cgroups.
+    variables = dict(os.environ) | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+    while True:
+        status = subprocess.run(argv, stdin=subprocess.DEVNULL, env=variables, check=False).returncode
+        print(f"hearth-lab: nspawn ended with status {status}", flush=True)
+        for root in cgroup_roots():
+            # Killed rather than ended: its host would run on without network and console.
+            for name in ("payload", "supervisor"):
+                if (root / args.cgroup / name).is_dir():
+                    end_cgroup(f"{args.cgroup}/{name}")
+        if status != 133:  # 133: the host asked for a reboot
+            return status
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    except (ConnectionError, TimeoutError):
+        pass
+    finally:
+        writer.close()
+
+
+async def relay_main(args: argparse.Namespace) -> None:
+    """Carry connections on the bridge's address to the one apt proxy of this machine."""
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", args.to)
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
+
+    server = await asyncio.start_server(accept, args.listen, args.port)
+    async with server:
+        await server.serve_forever()

@@ -1,0 +1,133 @@
+# Copyright: hearth.homelab contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What a lab is: names, networks, hosts. Pure data."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import ipaddress
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from lablib.core import LabError
+
+NAME = re.compile(r"[a-z][a-z0-9-]{0,30}[a-z0-9]")
+NAME_RULE = "lower-case letters, digits and hyphens, 2 to 32 characters, are allowed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    name: str
+    address: str
+    address6: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """One lab, completely: equal specs mean that nothing has to change."""
+
+    name: str
+    subnet: str
+    subnet6: str
+    domain: str
+    hosts: tuple[Host, ...]
+    wildcard: str
+    apt_port: int
+    registry_port: int
+    suite: str
+    mirror: str
+
+    @property
+    def bridge(self) -> str:
+        """At most 15 characters, as the kernel demands."""
+        plain = f"hl-{self.name}"
+        return plain if len(plain) <= 15 else f"hl-{zlib.crc32(self.name.encode()):08x}"
+
+    @property
+    def table(self) -> str:
+        return f"hearth_lab_{self.name.replace('-', '_')}"
+
+    @property
+    def network(self) -> ipaddress.IPv4Network:
+        return ipaddress.IPv4Network(self.subnet)
+
+    @property
+    def network6(self) -> ipaddress.IPv6Network:
+        return ipaddress.IPv6Network(self.subnet6)
+
+    @property
+    def gateway(self) -> str:
+        return str(self.network[1])
+
+    @property
+    def gateway6(self) -> str:
+        return str(self.network6[1])
+
+    @property
+    def registry(self) -> str:
+        return f"registry.{self.domain}:{self.registry_port}"
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Spec:
+        hosts = tuple(Host(**host) for host in data["hosts"])
+        return Spec(**{**data, "hosts": hosts})
+
+
+def default_subnet(name: str) -> str:
+    """A private /24 of the lab's own, the same for the same name."""
+    return f"10.231.{16 + zlib.crc32(name.encode()) % 240}.0/24"
+
+
+def default_subnet6(subnet: str) -> str:
+    """The IPv6 counterpart: one random ULA prefix of this project, the subnet number taken from the IPv4 network."""
+    octets = ipaddress.IPv4Network(subnet).network_address.packed
+    return f"fd6b:9b1e:4c27:{octets[1]:02x}{octets[2]:02x}::/64"
+
+
+def make_spec(args: argparse.Namespace) -> Spec:
+    if not NAME.fullmatch(args.name):
+        raise LabError(f"lab name {args.name!r}: {NAME_RULE}")
+    subnet = args.subnet or default_subnet(args.name)
+    try:
+        network = ipaddress.IPv4Network(subnet)
+        network6 = ipaddress.IPv6Network(args.subnet6 or default_subnet6(subnet))
+    except ValueError as error:
+        raise LabError(f"lab_subnet / lab_subnet6: {error}") from error
+    if not network.is_private or network.prefixlen > 24:
+        raise LabError(f"lab_subnet {network}: a private network of at least 256 addresses (/24 or larger) is needed")
+    hosts: list[Host] = []
+    for number, text in enumerate(args.hosts):
+        name, _, address = text.partition("=")
+        if not NAME.fullmatch(name):
+            raise LabError(f"host name {name!r}: {NAME_RULE}")
+        try:
+            own = ipaddress.IPv4Address(address) if address else network[11 + number]
+        except ValueError as error:
+            raise LabError(f"host {name}: {error}") from error
+        if own not in network or own in (network[0], network[1], network[-1]):
+            raise LabError(f"host {name}: address {own} is not usable in lab_subnet {network} (.1 is the machine's)")
+        offset = int(own) - int(network.network_address)
+        if any(name == other.name or str(own) == other.address for other in hosts):
+            raise LabError(f"host {name} with address {own}: the name or the address is given twice")
+        hosts.append(Host(name, str(own), str(network6[offset])))
+    wildcard = args.wildcard or (hosts[0].name if hosts else "")
+    if wildcard and wildcard not in {host.name for host in hosts}:
+        raise LabError(f"lab_wildcard_host {wildcard!r} is none of the hosts: {', '.join(host.name for host in hosts)}")
+    return Spec(
+        name=args.name,
+        subnet=str(network),
+        subnet6=str(network6),
+        domain=args.domain,
+        hosts=tuple(hosts),
+        wildcard=wildcard,
+        apt_port=args.apt_port,
+        registry_port=args.registry_port,
+        suite=args.suite,
+        mirror=args.mirror or "",
+    )
