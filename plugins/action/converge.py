@@ -82,7 +82,12 @@ class ActionModule(AgentAction):
         except AgentError as error:
             raise AnsibleActionFail(f"host {name}: {error}") from error
         result["exchanges"] = agent.exchanges
-        return converging.redact(result, [values[entry] for entry in names])
+        result = converging.redact(result, [values[entry] for entry in names])
+        for notice in result["notices"]:
+            display.display(f"  {name}: note: {notice['message']}")
+        for notice in result["unknown"]:
+            display.display(f"  {name}: unknown before applying: {notice['message']}")
+        return result
 
     def _apply(
         self,

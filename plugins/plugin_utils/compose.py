@@ -28,9 +28,14 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet,
 from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import HostPlan
 from ansible_collections.hearth.homelab.plugins.plugin_utils.plan_store import Store
 from ansible_collections.hearth.homelab.plugins.plugin_utils.role_files import FIRST, Role, RoleError, Roles
-from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import Contribution, CoreVariables, ServiceEntry
+from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import (
+    BaseModel,
+    Contribution,
+    CoreVariables,
+    ServiceEntry,
+    ValidationError,
+)
 from ansible_collections.hearth.homelab.plugins.plugin_utils.templates import Compiled
-from pydantic import BaseModel, ValidationError
 
 _NAME = re.compile(r"^[a-z][a-z0-9_]{0,31}$")
 _RESERVED = frozenset((sops_keys.PEOPLE, "sops"))
@@ -405,9 +410,9 @@ class _Composer:
                     hint = nearest(role_name, self.roles.paths)
                     error(
                         f"unknown service: there is no role {role_name!r}",
-                        hint or f"`contribution:` needs no role; roles are searched in {', '.join(self.roles.searched)}",
+                        hint or f"`contribution:` needs none; roles are searched in {', '.join(self.roles.searched)}",
                         at=at,
-                    )  # fmt: skip
+                    )
                 return
         draft = _Draft(
             name, role_name if role else name, role, entry, View(name=name, role=role_name if role else name)
@@ -1014,7 +1019,9 @@ def _merge_layers(earlier: dict[t.Any, t.Any], later: dict[t.Any, t.Any]) -> dic
 
 def order(services: t.Mapping[str, Service]) -> list[str]:
     """Names in dependency order: what is required, wanted or provides a contract first; then by tier, then by name."""
-    providers = {contract: name for name, service in services.items() for contract in service.contribution.provides}
+    providers: dict[str, str] = {
+        contract: name for name, service in services.items() for contract in service.contribution.provides
+    }
     before: dict[str, set[str]] = {}
     for name, service in services.items():
         wanted = {*service.contribution.requires, *service.contribution.wants}

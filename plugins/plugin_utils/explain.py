@@ -11,7 +11,7 @@ import typing as t
 
 from ansible_collections.hearth.homelab.plugins.plugin_utils import layers
 from ansible_collections.hearth.homelab.plugins.plugin_utils.errors import nearest
-from pydantic import BaseModel
+from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import BaseModel
 
 
 def dotted(keys: t.Sequence[str | int]) -> str:

@@ -15,7 +15,9 @@ import re
 import typing as t
 
 try:
-    from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+    from pydantic import BaseModel as BaseModel
+    from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+    from pydantic import ValidationError as ValidationError
     from pydantic_core import PydanticCustomError
 except ImportError as error:  # pragma: no cover - said in words by the action plugins
     raise ImportError(
@@ -194,7 +196,9 @@ class Initialize(Model):
 
 
 def _units(value: t.Any) -> t.Any:
-    return [{"name": entry} if isinstance(entry, str) else entry for entry in value] if isinstance(value, list) else value
+    return (
+        [{"name": entry} if isinstance(entry, str) else entry for entry in value] if isinstance(value, list) else value
+    )
 
 
 class Native(Model):
@@ -389,7 +393,9 @@ class Deliver(Model):
 
 
 class SecretSpec(Model):
-    kind: t.Literal["access", "data"] = Field(description="`data` encrypts data or pairs devices: never rotated lightly.")
+    kind: t.Literal["access", "data"] = Field(
+        description="`data` encrypts data or pairs devices: never rotated lightly."
+    )
     generate: GenerateLength | GenerateKeypair | None = None
     deliver: Deliver | None = Field(None, description="Without: only templates use it.")
 

@@ -80,7 +80,9 @@ class _Plugins(dict[str, t.Any]):
             plugin = (filter_loader if self._kind == "filter" else test_loader).get(name)
         except KeyError:
             return None
-        return plugin.j2_function if plugin else None
+        if plugin is None or (plugin.accept_args_markers and name in self._builtin):
+            return None  # Ansible's `default` and `defined` know its own markers instead of Jinja's Undefined
+        return plugin.j2_function
 
 
 def _denied(name: str, why: str) -> t.Callable[..., t.NoReturn]:

@@ -34,7 +34,9 @@ USER = o.UserState("sonarr", 2041, 2041, "sonarr", frozenset({"media"}), "", "/n
 
 
 def manifest(*items: m.Item, services=(SONARR,), **more) -> m.Manifest:
-    return m.Manifest("forge", "debian13", "amd64", {state.name: state for state in services}, m.sort_items(items), **more)
+    return m.Manifest(
+        "forge", "debian13", "amd64", {state.name: state for state in services}, m.sort_items(items), **more
+    )
 
 
 def observed(**facts) -> o.Observed:
@@ -68,7 +70,9 @@ def only(result: Plan) -> Action:
 # -- every kind: what is wanted, what is there, what is done ---------------------------------------------------
 
 GROUP = m.Group("media", "sonarr", gid=3000)
-PERSON = m.User("anna", "sonarr", uid=1000, group="anna", groups=("media",), home="/home/anna", shell="/bin/bash", system=False)
+PERSON = m.User(
+    "anna", "sonarr", uid=1000, group="anna", groups=("media",), home="/home/anna", shell="/bin/bash", system=False
+)
 ANNA = o.UserState("anna", 1000, 1000, "anna", frozenset({"media"}), "", "/home/anna", "/bin/bash")
 SYSTEM = m.User("sonarr", "sonarr", uid=2041, group="sonarr", groups=("media",))
 TABLE = m.Firewall("inet hearth", "sonarr", path="/etc/hearth/nftables/hearth.nft")
@@ -105,7 +109,11 @@ KINDS = [
     (STORAGE, {"storage": {STORAGE.name: replace(FACTS, owner="2041")}}, ["modify storage:/var/lib/sonarr"]),
     (m.Package("caddy", "sonarr"), {}, ["install package:caddy"]),
     (m.Package("caddy", "sonarr"), {"packages": {"caddy": o.PackageState("installed", "2")}}, []),
-    (m.Package("caddy", "sonarr"), {"packages": {"caddy": o.PackageState("config-files", "2")}}, ["install package:caddy"]),
+    (
+        m.Package("caddy", "sonarr"),
+        {"packages": {"caddy": o.PackageState("config-files", "2")}},
+        ["install package:caddy"],
+    ),
     (m.Package("caddy", "sonarr"), {"packages": {"caddy": o.PackageState("unpacked", "2")}}, ["install package:caddy"]),
     (m.Secret("sonarr/key", "sonarr"), {}, ["store secret:sonarr/key"]),
     (m.Secret("sonarr/key", "sonarr"), {"secrets": {"sonarr/key": "1"}}, []),
@@ -164,7 +172,11 @@ KINDS = [
     (UNIT, {"units": {UNIT.name: replace(RUNNING, active="failed", sub="failed")}}, ["start unit:sonarr.service"]),
     (UNIT, {"units": {UNIT.name: replace(RUNNING, active="reloading")}}, []),
     (UNIT, {"units": {UNIT.name: replace(RUNNING, active="activating", sub="start")}}, []),
-    (UNIT, {"units": {UNIT.name: replace(RUNNING, active="activating", sub="auto-restart")}}, ["start unit:sonarr.service"]),
+    (
+        UNIT,
+        {"units": {UNIT.name: replace(RUNNING, active="activating", sub="auto-restart")}},
+        ["start unit:sonarr.service"],
+    ),
     (UNIT, {"units": {UNIT.name: replace(RUNNING, active="deactivating")}}, ["start unit:sonarr.service"]),
     (replace(UNIT, enabled=None, running=None), {"units": {UNIT.name: STOPPED}}, []),
     (replace(UNIT, enabled=False, running=False), {"units": {UNIT.name: replace(STOPPED, file_state="disabled")}}, []),
@@ -206,7 +218,9 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("item", "facts", "expected"), KINDS, ids=[f"{row[0].kind}-{n}" for n, row in enumerate(KINDS)])
+@pytest.mark.parametrize(
+    ("item", "facts", "expected"), KINDS, ids=[f"{row[0].kind}-{n}" for n, row in enumerate(KINDS)]
+)
 def test_each_kind(item, facts, expected):
     services = (SONARR, POSTGRESQL) if item.kind.startswith("postgresql") else (SONARR,)
     result = plan(observed(**facts), [item], services=services)
@@ -232,7 +246,12 @@ REMOVED = [
     (SYSTEM, {"users": {"sonarr": USER}}, [], "of sonarr stay: user sonarr"),
     (STORAGE, {}, [], "the data of sonarr stays in /var/lib/sonarr"),
     (m.Package("caddy", "sonarr"), {}, [], "of sonarr stay: package caddy"),
-    (m.Secret("sonarr/key", "sonarr"), {"secrets": {"sonarr/key": "1"}}, [], "of sonarr stay: 1 secret in the host's store"),
+    (
+        m.Secret("sonarr/key", "sonarr"),
+        {"secrets": {"sonarr/key": "1"}},
+        [],
+        "of sonarr stay: 1 secret in the host's store",
+    ),
     (m.Image("x/y:1", "sonarr"), {}, [], "of sonarr stay: image x/y:1"),
     (m.Locale("en_GB.UTF-8", "sonarr"), {}, [], ""),
     (DATABASE, server(), [], "the database sonarr of sonarr stays in PostgreSQL (postgresql)"),
@@ -509,7 +528,13 @@ PROBLEMS = [
         "usermod --uid 2041 sonarr",
     ),
     ("group's id", [GROUP], {"groups": {"media": 2999}}, "group media has the id 2999", "groupmod --gid 3000 media"),
-    ("user's id taken", [SYSTEM], {"users": {"x": replace(USER, name="x")}}, "2041 of user sonarr belongs to user x", "hearth_ids"),
+    (
+        "user's id taken",
+        [SYSTEM],
+        {"users": {"x": replace(USER, name="x")}},
+        "2041 of user sonarr belongs to user x",
+        "hearth_ids",
+    ),
     ("group's id taken", [GROUP], {"groups": {"x": 3000}}, "3000 of group media belongs to group x", "hearth_ids"),
     (
         "primary group",
@@ -539,8 +564,20 @@ PROBLEMS = [
         "is new, and its data may exist elsewhere",
         "-e start_empty=sonarr",
     ),
-    ("unreadable storage", [STORAGE], {"storage": {STORAGE.name: replace(FACTS, error="I/O error")}}, "I/O error", "mend"),
-    ("damaged ledger", [STORAGE], {"errors": {"storage": "storage.json is damaged"}}, "storage.json is damaged", "mend"),
+    (
+        "unreadable storage",
+        [STORAGE],
+        {"storage": {STORAGE.name: replace(FACTS, error="I/O error")}},
+        "I/O error",
+        "mend",
+    ),
+    (
+        "damaged ledger",
+        [STORAGE],
+        {"errors": {"storage": "storage.json is damaged"}},
+        "storage.json is damaged",
+        "mend",
+    ),
     (
         "lost first data",
         [STORAGE, m.Initialize("sonarr", "sonarr", argv=("true",), creates="/var/lib/sonarr/db", storage=STORAGE.name)],
@@ -549,7 +586,13 @@ PROBLEMS = [
         "restore",
     ),
     ("directory for a file", [FILE], {"files": {FILE.name: DIRECTORY}}, "shall be a file and is a directory", "move"),
-    ("device for a file", [FILE], {"files": {FILE.name: o.FileState("other")}}, "neither a file nor a directory", "move"),
+    (
+        "device for a file",
+        [FILE],
+        {"files": {FILE.name: o.FileState("other")}},
+        "neither a file nor a directory",
+        "move",
+    ),
     (
         "link for a file",
         [FILE],
@@ -565,7 +608,13 @@ PROBLEMS = [
         "move",
     ),
     ("file for a directory", [m.Directory("/etc/a", "sonarr")], {"files": {"/etc/a": THERE}}, "is a file", "move"),
-    ("directory for a link", [m.Symlink("/etc/a", "sonarr")], {"files": {"/etc/a": DIRECTORY}}, "is a directory", "move"),
+    (
+        "directory for a link",
+        [m.Symlink("/etc/a", "sonarr")],
+        {"files": {"/etc/a": DIRECTORY}},
+        "is a directory",
+        "move",
+    ),
     (
         "unknown package",
         [m.Package("nosuch", "sonarr")],
@@ -587,7 +636,13 @@ PROBLEMS = [
         "apt cannot install chrony: held broken packages",
         "apt-get",
     ),
-    ("masked unit", [UNIT], {"units": {UNIT.name: replace(STOPPED, load="masked", file_state="masked")}}, "masked", "unmask"),
+    (
+        "masked unit",
+        [UNIT],
+        {"units": {UNIT.name: replace(STOPPED, load="masked", file_state="masked")}},
+        "masked",
+        "unmask",
+    ),
     ("template", [m.Unit("a@.service", "sonarr")], {}, "is a template", "instance"),
     (
         "encoding",
@@ -626,7 +681,10 @@ def test_a_declared_replacement_may_remove_a_package():
 @pytest.mark.parametrize(
     ("items", "apt"),
     [
-        ([], o.AptState(stale="the package lists are 30 h old", unavailable={"caddy": "Unable to locate package caddy"})),
+        (
+            [],
+            o.AptState(stale="the package lists are 30 h old", unavailable={"caddy": "Unable to locate package caddy"}),
+        ),
         ([], o.AptState(stale="the package lists are 30 h old", message="held broken packages")),
         (
             [m.File("/etc/apt/sources.list.d/x.sources", "sonarr", digest=A, early=True)],
@@ -660,7 +718,9 @@ def test_new_storage_says_that_it_starts_empty():
 
 # -- initialize ------------------------------------------------------------------------------------------------
 
-INITIALIZE = m.Initialize("main", "sonarr", argv=("initdb",), creates="/var/lib/sonarr/PG_VERSION", storage=STORAGE.name)
+INITIALIZE = m.Initialize(
+    "main", "sonarr", argv=("initdb",), creates="/var/lib/sonarr/PG_VERSION", storage=STORAGE.name
+)
 
 
 @pytest.mark.parametrize(
@@ -701,7 +761,7 @@ UNKNOWN = [
     ("locale", m.Locale("en_GB.UTF-8", "sonarr"), {"errors": {"locale": "E"}}),
     ("image", m.Image("x/y:1", "sonarr"), {"errors": {"image": "E"}}),
     ("podman secret", m.PodmanSecret("k", "sonarr"), {"errors": {"podman_secret": "E"}}),
-    ("firewall", TABLE, {"firewall": {TABLE.name: o.FirewallState(None, True, "E")}}),
+    ("firewall", TABLE, {"firewall": {TABLE.name: o.FirewallState(None, None, "E")}}),
     ("firewall query", TABLE, {"errors": {"firewall": "E"}}),
     ("file", FILE, {"files": {FILE.name: o.FileState("error", message="E")}}),
     ("file query", FILE, {"errors": {"file": "E"}}),
@@ -731,7 +791,9 @@ def test_what_was_not_observed_is_unknown_and_nothing_is_done_to_it(item, facts)
 
 
 def test_unknown_identity_and_packages():
-    result = plan(observed(errors={"release": "E", "package": "E"}), [m.Hostname("forge", "sonarr"), m.Package("x", "sonarr")])
+    result = plan(
+        observed(errors={"release": "E", "package": "E"}), [m.Hostname("forge", "sonarr"), m.Package("x", "sonarr")]
+    )
     assert [notice.item for notice in result.unknown] == ["", "", "hostname:forge", "package:x"]
     assert result.problems == []
 

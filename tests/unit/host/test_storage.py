@@ -67,7 +67,9 @@ def test_the_gate_opens_for_marked_storage_only(facts, state, message):
 
 
 def test_the_gate_names_every_storage_and_what_cannot_be_read():
-    problems = s.gate("forge", "sonarr", [replace(EMPTY, mark=DATA), EMPTY, replace(ABSENT, error="Input/output error")])
+    problems = s.gate(
+        "forge", "sonarr", [replace(EMPTY, mark=DATA), EMPTY, replace(ABSENT, error="Input/output error")]
+    )
     assert [problem.message for problem in problems] == [
         f"sonarr is not started: {PATH} has no mark of Hearth",
         f"{PATH} cannot be read: Input/output error",
@@ -193,7 +195,7 @@ def test_attributes_by_name_and_number(host):
 @pytest.mark.parametrize("content", ["{", "[]", '{"schema": 2}', '{"schema": 1, "storage": {"/a": {"bad": 1}}}'])
 def test_a_damaged_ledger_is_never_no_ledger(host, content):
     (host / "var/lib/hearth/storage.json").write_text(content)
-    with pytest.raises(ValueError, match="storage.json"):
+    with pytest.raises(ValueError, match="storage"):
         s.read_ledger(root=str(host))
 
 
