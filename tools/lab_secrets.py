@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import ctypes
 import json
 import os
 import secrets
@@ -33,7 +34,6 @@ os.environ.setdefault("ANSIBLE_CONFIG", str(ROOT / "ansible.cfg"))
 # Ansible takes every file below an inventory directory for a part of the inventory.
 os.environ.setdefault("ANSIBLE_INVENTORY_IGNORE_REGEX", r"^secrets$,^known\.yml$")
 
-import yaml  # noqa: E402
 from ansible.inventory.manager import InventoryManager  # noqa: E402
 from ansible.parsing.dataloader import DataLoader  # noqa: E402
 from ansible.vars.hostvars import HostVars  # noqa: E402
@@ -137,11 +137,26 @@ def keypair(kind: str) -> str:
 
 
 def bcrypt_hash(password: str) -> str:
-    """The hash that Caddy's basic authentication compares with."""
+    """The hash that Caddy's basic authentication compares with: by Debian's libcrypt, elsewhere by PyPI's bcrypt."""
+    try:
+        library = ctypes.CDLL("libcrypt.so.1")  # libxcrypt, in every Debian
+    except OSError:
+        return _bcrypt_package(password)
+    for name in ("crypt_gensalt", "crypt"):
+        getattr(library, name).restype = ctypes.c_char_p
+    random = secrets.token_bytes(16)
+    setting = library.crypt_gensalt(b"$2b$", ctypes.c_ulong(BCRYPT_ROUNDS), random, len(random))
+    found = library.crypt(password.encode(), setting) if setting else None
+    if not found or not found.startswith(b"$2b$"):
+        return _bcrypt_package(password)
+    return str(found.decode())
+
+
+def _bcrypt_package(password: str) -> str:
     try:
         import bcrypt
     except ImportError as error:
-        raise SecretsError("the Python package bcrypt is needed: pip install -r requirements.txt") from error
+        raise SecretsError("this machine's libcrypt has no bcrypt: pip install bcrypt") from error
     return str(bcrypt.hashpw(password.encode(), bcrypt.gensalt(BCRYPT_ROUNDS)).decode())
 
 
@@ -234,7 +249,7 @@ def make(inventories: list[Path], passwords_file: Path) -> int:
                     values = json.loads(run([sops, "decrypt", "--output-type", "json", str(path)], env=environment))
                 except SecretsError as error:
                     raise SecretsError(
-                        f"{shown(path)} cannot be decrypted with {shown(key)}: {error}\nRemove it to have a new one made."
+                        f"{shown(path)} cannot be decrypted with {shown(key)}: {error}\nRemove it to have a new one."
                     ) from error
             made = complete(values, services, people, entry["people"])
             if made:

@@ -77,9 +77,7 @@ def merge(manifest: m.Manifest, previous: m.Manifest | None, scope: Collection[s
         taken = {item.id for item in items}
         moving = manifest.by_id()
         items += [
-            item
-            for item in previous.items
-            if item.id not in taken and (item.service not in scope or item.id in moving)
+            item for item in previous.items if item.id not in taken and (item.service not in scope or item.id in moving)
         ]
         services.update({name: state for name, state in previous.services.items() if name not in scope})
         validators += [entry for entry in previous.validators if entry.service not in scope]

@@ -116,28 +116,3 @@ def agent_files(module_utils: Path) -> dict[str, str]:
 def agent_digest(files: t.Mapping[str, str]) -> str:
     """Names the agent's directory on the host: equal digests are equal code."""
     return hashlib.sha256(json.dumps([VERSION, files], sort_keys=True).encode()).hexdigest()[:16]
-
-
-#: Run as ``python3 -I -c INSTALL`` with ``encode_request({"digest": ..., "files": ...})`` on standard input: puts the
-#: agent at /var/lib/hearth/agent/DIGEST, atomically, and prints its path. It changes nothing else on the host.
-INSTALL = '''\
-import base64, json, os, shutil, sys, zlib
-data = json.loads(zlib.decompress(base64.b64decode(sys.stdin.buffer.read())))
-base = "/var/lib/hearth/agent"
-os.umask(0o077)
-os.makedirs(base, mode=0o700, exist_ok=True)
-os.chmod("/var/lib/hearth", 0o700)
-final = os.path.join(base, data["digest"])
-if not os.path.exists(os.path.join(final, "main.py")):
-    temporary = final + ".tmp%d" % os.getpid()
-    for name, text in data["files"].items():
-        path = os.path.join(temporary, name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-    shutil.rmtree(final, ignore_errors=True)
-    os.rename(temporary, final)
-print(final + "/main.py")
-'''

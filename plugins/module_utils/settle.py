@@ -242,6 +242,10 @@ def _finish_packages(context: Context) -> None:
     try:
         packages.deny_starts(context, ())
         packages.repair(context)
+        # Configuring enables units; if the undoing began early in a boot, it has passed that step already.
+        for step in context.journal.state.steps:
+            if step.undone and (step.undo or {}).get("do") == "package_units":
+                undo.undo_steps(context, [step])
     except (CommandError, OSError) as error:
         context.problems.append(context.redactor.text(f"an interrupted installation could not be finished: {error}"))
 

@@ -279,9 +279,7 @@ def write_mark(
     return mark
 
 
-def write_sentinel(
-    path: str, host: str, service: str, *, root: str = "/", state_dir: str = "/var/lib/hearth"
-) -> Mark:
+def write_sentinel(path: str, host: str, service: str, *, root: str = "/", state_dir: str = "/var/lib/hearth") -> Mark:
     """Record that marked storage holds data from now on (first healthy start, verified restore).
 
     ValueError when it has no mark: a sentinel never makes found data ours.

@@ -34,6 +34,7 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import (
     CoreVariables,
     ServiceEntry,
     ValidationError,
+    route_name,
 )
 from ansible_collections.hearth.homelab.plugins.plugin_utils.templates import Compiled
 
@@ -174,8 +175,10 @@ class _Composer:
             self._addressed(host, providers)
             fleet[host.name] = self._rest(host)
             self._misspelt(host)
+        used = {draft.role_name for host in self.hosts.values() for draft in host.drafts.values() if draft.role}
         for name, path in sorted(self.roles.shadowed.items()):
-            self.report.warn(f"the role {name} of {path} is used, not hearth.homelab's role of that name")
+            if name in used:
+                self.report.warn(f"the role {name} of {path} is used, not hearth.homelab's role of that name")
         composed = Fleet(fleet)
         secret_files = {name: self._secret_files(host) for name, host in self.hosts.items()}
         self.report.merge(conflicts.check(composed, self._facts(secret_files)))
@@ -719,7 +722,7 @@ class _Composer:
                     view["secrets"] = {name: HOLE.format(f"{draft.name}/{name}") for name in value}
                 elif key == "route" and host.core.hearth_domain and isinstance(value.get("name"), str):
                     domain = host.core.hearth_domain
-                    name = domain if value["name"] == "@" else f"{value['name']}.{domain}"
+                    name = domain if value["name"] == "@" else f"{route_name(value['name'])}.{domain}"
                     view["url"] = f"https://{name}/"
                     view["certificate"] = {"name": name, "issuer": host.core.hearth_certificates.issuer}
         self._group_ids(host)
@@ -828,13 +831,8 @@ class _Composer:
                 uid=draft.uid,
                 gid=draft.gid,
             )
-        return Host(
-            name=host.name,
-            groups=host.groups,
-            variables=host.core,
-            addresses=_addresses(host.core),
-            services={name: services[name] for name in order(services)},
-        )
+        made = Host(host.name, host.groups, host.core, _addresses(host.core), services)
+        return replace(made, services={name: services[name] for name in order(made)})
 
     def _templates_exist(self, host: _HostDraft, draft: _Draft, contribution: Contribution) -> bool:
         fine = True
@@ -1017,20 +1015,10 @@ def _merge_layers(earlier: dict[t.Any, t.Any], later: dict[t.Any, t.Any]) -> dic
     return result
 
 
-def order(services: t.Mapping[str, Service]) -> list[str]:
+def order(host: Host) -> list[str]:
     """Names in dependency order: what is required, wanted or provides a contract first; then by tier, then by name."""
-    providers: dict[str, str] = {
-        contract: name for name, service in services.items() for contract in service.contribution.provides
-    }
-    before: dict[str, set[str]] = {}
-    for name, service in services.items():
-        wanted = {*service.contribution.requires, *service.contribution.wants}
-        wanted |= {providers[entry] for entry in wanted & providers.keys() if entry not in services}
-        if service.contribution.database.postgresql and "postgresql" in providers:
-            wanted.add(providers["postgresql"])
-        if service.container and "container" in providers:
-            wanted.add(providers["container"])
-        before[name] = {entry for entry in wanted if entry in services and entry != name}
+    before = {name: set(entries) for name, entries in conflicts.edges(host).items()}
+    services = host.services
     after: dict[str, list[str]] = {name: [] for name in services}
     for name, entries in before.items():
         for entry in entries:
@@ -1142,10 +1130,10 @@ def make_plans(source: Source, limit: t.Collection[str], extra: t.Mapping[str, t
 
 def _located(problem: Problem, composition: Composition) -> Problem:
     """A renderer's problem with the file and line of its key path, which renderers do not know."""
-    if problem.file or not problem.path:
-        return problem
     path = [int(step) if step.isdigit() else step for step in problem.path.split(".")]
-    return replace(problem, **composition.locate(problem.host, problem.service, path).where)
+    if problem.file or not problem.path:
+        return replace(problem, path=dotted(path))
+    return replace(problem, path=dotted(path), **composition.locate(problem.host, problem.service, path).where)
 
 
 def _line(problem: Problem) -> str:

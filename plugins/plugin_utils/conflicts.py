@@ -15,6 +15,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from ansible_collections.hearth.homelab.plugins.plugin_utils.errors import Report, nearest, short_path
+from ansible_collections.hearth.homelab.plugins.plugin_utils.explain import dotted
 from ansible_collections.hearth.homelab.plugins.plugin_utils.layers import NOWHERE, Place
 from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet, Host, Service
 from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import (
@@ -87,22 +88,20 @@ class _Check:
     def error(
         self, host: str, service: str, path: Path, message: str, remedy: str = "", others: t.Iterable[str] = ()
     ) -> None:
-        dotted = ".".join(str(step) for step in path)
         where = self.facts.locate(host, service, path).where
         self.report.error(
             message,
             host=host,
             service=service,
-            path=dotted,
+            path=dotted(path),
             remedy=remedy,
             others=tuple(sorted(set(others) - {host})),
             **where,
         )
 
     def warn(self, host: str, service: str, path: Path, message: str, remedy: str = "") -> None:
-        dotted = ".".join(str(step) for step in path)
         where = self.facts.locate(host, service, path).where
-        self.report.warn(message, host=host, service=service, path=dotted, remedy=remedy, **where)
+        self.report.warn(message, host=host, service=service, path=dotted(path), remedy=remedy, **where)
 
     def place(self, host: str, service: str, path: Path) -> str:
         found = self.facts.locate(host, service, path)
@@ -323,15 +322,17 @@ def _requires(check: _Check) -> None:
 
 
 def edges(host: Host) -> dict[str, list[str]]:
-    """Service -> services of the same host that start before it."""
-    return {
-        service.name: [
-            name
-            for name in dict.fromkeys((*service.contribution.requires, *service.contribution.wants))
-            if name in host.services
-        ]
-        for service in host.services.values()
-    }
+    """Service -> services of the same host that start before it: named ones, its database and container engine."""
+    found: dict[str, list[str]] = {}
+    for service in host.services.values():
+        names = [*service.contribution.requires, *service.contribution.wants]
+        if service.contribution.database.postgresql:
+            names.append("postgresql")
+        if service.container:
+            names.append("container")
+        before = [host.services.get(name) or host.provider(name) for name in names]
+        found[service.name] = list(dict.fromkeys(entry.name for entry in before if entry and entry is not service))
+    return found
 
 
 def find_cycles(graph: t.Mapping[str, t.Sequence[str]]) -> list[list[str]]:

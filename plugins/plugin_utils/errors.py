@@ -79,9 +79,8 @@ def listing(problems: t.Iterable[Problem]) -> str:
     """All problems as text, by host. What one line of a group's variables breaks on ten hosts is said once."""
     hosts: dict[Problem, set[str]] = {}
     for problem in problems:
-        hosts.setdefault(replace(problem, host="", others=()), set()).update(
-            filter(None, (problem.host, *problem.others))
-        )
+        found = hosts.setdefault(replace(problem, host="", others=()), set())
+        found.update([problem.host] if problem.host else [])
     groups: dict[str, list[str]] = {}
     for problem, names in sorted(hosts.items(), key=lambda entry: (sorted(entry[1]), entry[0])):
         title = f"{'hosts' if len(names) > 1 else 'host'} {', '.join(sorted(names))}" if names else "the fleet"

@@ -108,6 +108,11 @@ def _network(value: t.Any) -> str:
         _fail(f"{value!r} is not a network ({error})", "a CIDR such as 192.0.2.0/24 or 2001:db8::/32")
 
 
+def route_name(value: t.Any) -> t.Any:
+    """A service's name as a host name: ``sonarr_4k`` is reached as ``sonarr-4k``."""
+    return value.replace("_", "-") if isinstance(value, str) else value
+
+
 Size = t.Annotated[int, BeforeValidator(parse_size)]
 Duration = t.Annotated[int, BeforeValidator(parse_duration)]
 Mode = t.Annotated[str, BeforeValidator(_mode)]
@@ -323,7 +328,10 @@ class Bypass(Model):
 
 
 class Route(Model):
-    name: str = Field(pattern=r"^(@|[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9-]+)*)$", description="Below hearth_domain.")
+    name: t.Annotated[str, BeforeValidator(route_name)] = Field(
+        pattern=r"^(@|[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9-]+)*)$",
+        description="Below hearth_domain; @ is the domain itself. An instance's _ becomes -: host names have none.",
+    )
     to: Name = Field(description="The name of a `listen` entry.")
     access: str | None = Field(None, description="A group of hearth_access, `application` or `public`.")
     bypass: list[Bypass] = []
@@ -367,7 +375,7 @@ class Database(Model):
 
 class Mqtt(Model):
     user: Name
-    password: Name = "mqtt_password"
+    password: Name = "mqtt_password"  # noqa: S105 - the name of a secret
     acl: list[t.Annotated[str, Field(pattern=r"^(read|write|readwrite|deny) \S+$")]] = []
 
 

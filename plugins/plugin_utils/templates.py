@@ -44,7 +44,7 @@ class TemplateError(Exception):
 class _Plugins(dict[str, t.Any]):
     """Ansible's filters (or tests) and those of collections, then Jinja's own, as Ansible itself looks them up.
 
-    Ansible's `unique`, for one, is a list in which case matters; Jinja's is neither. Loaded when first named.
+    Ansible's `unique`, for one, gives a list where Jinja's gives a generator. Loaded when first named.
     """
 
     def __init__(self, builtin: t.Mapping[str, t.Any], kind: t.Literal["filter", "test"]) -> None:
@@ -151,8 +151,7 @@ class Environment(jinja2.Environment):
     def render_file(self, path: Path | str, variables: t.Mapping[str, t.Any]) -> str:
         """The text of a template file. TemplateError names the file and line, also in an included file."""
         try:
-            template = self.get_template(str(path))
-            return "".join(template.root_render_func(template.new_context(dict(variables))))
+            return self.get_template(str(path)).render(variables)
         except Exception as error:
             raise self._explain(error, str(path)) from error
 

@@ -41,7 +41,8 @@ SEGMENT = f"{_FIRST}{_FURTHER}*"
 
 def render(fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
     provider = host.provider("route")
-    assert provider is not None
+    if provider is None:
+        return
     common.directory(plan, provider, SITES)
     for origin, service, route in routes(fleet, host):
         backend = _backend(origin, service, route, host)

@@ -160,7 +160,7 @@ def specifiers(text: str) -> str:
 
 
 def command_line(argv: t.Iterable[str]) -> str:
-    """``ExecStart=`` with exactly these arguments: ``%`` and ``$`` are doubled (systemd.service(5), "Command lines")."""
+    """``ExecStart=`` with exactly these arguments: ``%`` and ``$`` are doubled (systemd.service(5))."""
     return " ".join(_quoted(specifiers(word).replace("$", "$$")) for word in argv)
 
 

@@ -11,9 +11,10 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import PlanBui
 from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import common
 
 
-def render(fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
+def render(_fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
     provider = host.provider("postgresql")
-    assert provider is not None
+    if provider is None:
+        return
     secrets: dict[str, tuple[str, str]] = {}
     for service in host.services.values():
         wanted = service.contribution.database.postgresql

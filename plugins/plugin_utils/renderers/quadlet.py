@@ -238,6 +238,8 @@ def _container(host: Host, service: Service, container: Container, plan: PlanBui
                 *common.restart_policy(contribution.run),
                 ("TimeoutStartSec", f"{START_SECONDS}s"),
                 ("TimeoutStopSec", f"{contribution.run.stop_timeout + 10}s"),
+                # What a stopped program's process reports (128 + SIGTERM): systemd would call the unit failed.
+                ("SuccessExitStatus", "143"),
                 ("SyslogIdentifier", name),
                 *common.resources(contribution.run),
             ],

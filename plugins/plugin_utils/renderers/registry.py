@@ -49,6 +49,9 @@ RENDERERS: dict[tuple[str, str], str] = {
     ("firewall", "nftables"): "firewall",
 }
 
+#: Contracts whose provider may be on another host.
+ELSEWHERE: tuple[str, ...] = ("route", "metrics", "alerts")
+
 
 class HostRenderError(ValueError):
     """Everything about one host that cannot be rendered."""
@@ -107,24 +110,19 @@ def _load(module: str) -> Renderer:
 
 
 def _without_provider(fleet: Fleet, host: Host) -> list[str]:
-    """Standing notices: what services of this host declare and nobody in the fleet provides (design section 3:
-    an option is used or said to be unused, never silently ignored)."""
+    """Standing notices: contracts with a renderer that services of this host use and nobody in the fleet provides.
+
+    Those that no renderer exists for are named by compose (conflicts.UNREALISED).
+    """
     users: dict[str, list[str]] = {}
     for service in host.services.values():
         for contract in _contracts(service):
             users.setdefault(contract, []).append(service.name)
-    found = [
-        f"{contract}: no service of the fleet provides it; declared by {', '.join(sorted(names))}"
+    return [
+        f"{contract}: nothing provides it; declared by {', '.join(sorted(names))}"
         for contract, names in sorted(users.items())
-        if not fleet.providers(contract)
+        if not (fleet.providers(contract) if contract in ELSEWHERE else host.provider(contract))
     ]
-    for what, names in (
-        ("configure", [service.name for service in host.services.values() if service.contribution.configure]),
-        ("persist", [service.name for service in host.services.values() if service.contribution.persist]),
-    ):
-        if names:
-            found.append(f"{what}: not applied yet; declared by {', '.join(sorted(names))}")
-    return found
 
 
 def _contracts(service: Service) -> list[str]:
@@ -132,16 +130,8 @@ def _contracts(service: Service) -> list[str]:
     entry = service.contribution
     asked = {
         "route": entry.route,
-        "metrics": entry.metrics,
         "alerts": entry.alerts,
         "postgresql": entry.database.postgresql,
-        "mariadb": entry.database.mariadb,
-        "redis": entry.database.redis,
-        "mqtt": entry.mqtt,
-        "oidc": entry.oidc,
-        "grafana": entry.grafana,
-        "dashboard": entry.dashboard,
-        "smtp": entry.smtp,
         "firewall": any(listen.from_ for listen in entry.listen.values()),
     }
     return [contract for contract, value in asked.items() if value]

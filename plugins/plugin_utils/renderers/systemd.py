@@ -11,7 +11,8 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import PlanBui
 from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import common
 from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import Native, UnitSpec
 
-DROP_IN = "/etc/systemd/system/{0}.d/50-hearth.conf"
+UNITS = "/etc/systemd/system"
+DROP_IN = f"{UNITS}/{{0}}.d/50-hearth.conf"
 ENVIRONMENT = f"{common.ETC}/environment"
 
 #: The sandbox of native services (systemd.exec(5)): what daemons of Debian 13 live with. A drop-in replaces what the
@@ -57,17 +58,19 @@ def verify(service: Service, plan: PlanBuilder) -> None:
     It loads them as the manager would, without generators; a unit of a quadlet that is only wanted may be missing.
     """
     native = service.contribution.run.native
-    units = {unit.name for unit in native.units} if native else set()
-    units |= {
-        f"{service.name}-{timer}.{kind}" for timer in service.contribution.timers for kind in ("service", "timer")
-    }
+    units = {f"{service.name}-{name}.{kind}" for name in service.contribution.timers for kind in ("service", "timer")}
+    for unit in native.units if native else ():
+        own = (f"{UNITS}/{unit.name}", f"{UNITS}/{unit.name}.d/")
+        if plan.has(f"file:{DROP_IN.format(unit.name)}") or any(
+            spec.path.startswith(own) for spec in service.contribution.files
+        ):
+            units.add(unit.name)
     if units:
-        folder = "/etc/systemd/system"
         plan.validator(
             f"systemd:{service.name}",
             service.name,
             ("/usr/bin/systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *sorted(units)),
-            [path for unit in units for path in (f"{folder}/{unit}", f"{folder}/{unit}.d/")],
+            [path for unit in units for path in (f"{UNITS}/{unit}", f"{UNITS}/{unit}.d/")],
         )
 
 

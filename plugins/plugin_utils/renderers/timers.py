@@ -11,15 +11,13 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import PlanBui
 from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import common, systemd
 from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import TimerSpec
 
-UNITS = "/etc/systemd/system"
-
 
 def render(_fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
     for service in host.services.values():
         for name, spec in sorted(service.contribution.timers.items()):
             unit = f"{service.name}-{name}"
-            plan.file(service.name, f"{UNITS}/{unit}.service", _job(host, service, name, spec))
-            timer = plan.file(service.name, f"{UNITS}/{unit}.timer", _timer(service, name, spec))
+            plan.file(service.name, f"{systemd.UNITS}/{unit}.service", _job(host, service, name, spec))
+            timer = plan.file(service.name, f"{systemd.UNITS}/{unit}.timer", _timer(service, name, spec))
             # The job itself is listed so that it is stopped and gone when the timer is; a running one is left alone.
             plan.add(m.Unit(f"{unit}.service", service.name, enabled=None, running=None))
             plan.add(m.Unit(f"{unit}.timer", service.name, enabled=True, running=True))

@@ -101,9 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"packages to install: {', '.join(missing_packages()) or 'none'}")
         return 0
     if args.command in ("prepare", "image"):
-        if args.command == "prepare":
-            install_tools(cache)
         mirror = find_mirror(args.mirror)
+        if args.command == "prepare":
+            if packages := missing_packages():
+                say(f"The lab will install these Debian packages on this machine: {', '.join(packages)}")
+            say(f"The lab keeps its images, packages and logs in {cache.root}; Debian comes from {mirror.main}")
+            install_tools(cache)
         say(str(ensure_image(cache, args.suite, mirror)))
         release_proxy(cache)
         return 0

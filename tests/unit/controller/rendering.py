@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import typing as t
-from pathlib import Path
 
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
 from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet, Host, Service

@@ -5,10 +5,18 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import http.server
+import json
 import re
 import shutil
+import socket
 import subprocess
+import threading
+import time
 import typing as t
+from pathlib import Path
 
 import pytest
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
@@ -194,19 +202,140 @@ def test_a_listener_on_the_local_network_is_reached_there_by_its_own_host() -> N
 # --- the real program ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not shutil.which("caddy"), reason="caddy is not installed here")
-def test_caddy_accepts_the_sites(tmp_path: t.Any) -> None:
-    """Debian's Caddy where it is installed; the lab's hosts validate the same files in the integration tests."""
-    text = site(
-        people=("anna",),
-        bypass=[{"prefix": "/api"}, {"path": "/ping"}],
-        websocket=False,
-        max_body="1M",
-        headers={"X-A": "b"},
-    )
-    hashed = "$2a$10$Ju/LiYCwMWu8oSBF1dKkLeR1DbbFZ1LGUAz1qgBGGbaIVLeW2wJhC"
-    text = text.replace("@@hearth:people/anna@@", hashed)
-    (tmp_path / "Caddyfile").write_text("{\n\tskip_install_trust\n\tlocal_certs\n}\n(hearth) {\n}\n" + text)
-    argv = ["caddy", "validate", "--config", str(tmp_path / "Caddyfile"), "--adapter", "caddyfile"]
-    found = subprocess.run(argv, env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}, capture_output=True, check=False)
-    assert found.returncode == 0, found.stderr
+class _Echo(http.server.BaseHTTPRequestHandler):
+    """Answers with what reached it."""
+
+    def do_GET(self) -> None:
+        body = json.dumps({"path": self.path, "headers": {k.lower(): v for k, v in self.headers.items()}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_arguments: t.Any) -> None:
+        pass
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[t.Callable[..., tuple[int, dict[str, t.Any]]]]:
+    """A running Caddy with three sites, and a function that sends it a request line as it is."""
+    program = shutil.which("caddy")
+    if program is None:
+        pytest.skip("caddy is not installed here; the lab's hosts run the same sites in the integration tests")
+    directory = tmp_path_factory.mktemp("caddy")
+    hashed = subprocess.run(
+        [program, "hash-password", "--plaintext", "secret"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    backend = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
+    threading.Thread(target=backend.serve_forever, daemon=True).start()
+    port = _free_port()
+    bypass = [Bypass(path="/ping"), Bypass(prefix="/api", auth="application")]
+    sites = [
+        caddy.site(
+            "debian13",
+            f"http://{name}.localhost:{port}",
+            name,
+            Route(name=name, to="http", access=name, bypass=bypass, websocket=False),
+            f"127.0.0.1:{backend.server_port}",
+            people,
+        )
+        for name, people in (("media", ("anna",)), ("nobody", ()), ("public", None))
+    ]
+    text = "".join(sites).replace(m.HOLE.format("people/anna"), hashed)
+    role = Path(__file__).resolve().parents[3] / "roles" / "caddy" / "templates" / "Caddyfile.j2"
+    snippet = re.search(r"^\(hearth\) \{\n(?:.*\n)*?\}\n", role.read_text(), re.MULTILINE)
+    assert snippet
+    hearth = re.sub(r"\{%.*?%\}\n|\{\{.*?\}\}", "", snippet[0])
+    socket_path = directory / "admin.sock"
+    (directory / "Caddyfile").write_text(f"{{\n\tadmin unix/{socket_path}\n\tauto_https off\n}}\n{hearth}{text}")
+    arguments = ["--config", str(directory / "Caddyfile"), "--adapter", "caddyfile"]
+    environment = {"HOME": str(directory), "PATH": "/usr/bin:/bin"}
+    valid = subprocess.run([program, "validate", *arguments], env=environment, capture_output=True, check=False)
+    assert valid.returncode == 0, valid.stderr
+    with (directory / "log").open("w") as log:
+        running = subprocess.Popen([program, "run", *arguments], env=environment, stdout=log, stderr=log)
+
+    def request(site: str, path: str, user: str = "", *headers: str) -> tuple[int, dict[str, t.Any]]:
+        lines = [f"GET {path} HTTP/1.1", f"Host: {site}.localhost:{port}", "Connection: close", *headers]
+        if user:
+            lines.append("Authorization: Basic " + base64.b64encode(user.encode()).decode())
+        with socket.create_connection(("127.0.0.1", port), 5) as connection:
+            connection.sendall("\r\n".join([*lines, "", ""]).encode())
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        head, _blank, body = answer.partition(b"\r\n\r\n")
+        status = int(head.split()[1])
+        return status, json.loads(body) if status == 200 and body.startswith(b"{") else {}
+
+    try:
+        for _attempt in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError((directory / "log").read_text())
+        yield request
+    finally:
+        running.terminate()
+        running.wait(10)
+        backend.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("site", "path", "user", "status"),
+    [
+        ("media", "/", "", 401),
+        ("media", "/", "anna:secret", 200),
+        ("media", "/", "anna:wrong", 401),
+        ("media", "/", "ben:secret", 401),
+        ("media", "/ping", "", 200),
+        ("media", "/ping/", "", 401),
+        ("media", "/api/v3/series", "", 200),
+        ("media", "/apix", "", 401),
+        ("media", "/api/../secret", "", 401),
+        ("media", "/api/%2e%2e/secret", "", 401),
+        ("media", "/api/..%2fsecret", "", 401),
+        ("media", "/api/..;/secret", "", 401),
+        ("media", "/x/../api/v3", "", 401),
+        ("media", "//api/v3", "", 401),
+        ("media", "/API/v3", "", 401),
+        ("media", "/ping%3f/../secret", "", 401),
+        ("nobody", "/", "", 403),
+        ("nobody", "/", "anna:secret", 403),
+        ("nobody", "/ping", "", 403),
+        ("public", "/", "", 200),
+    ],
+)
+def test_who_gets_through_the_real_proxy(proxy: t.Any, site: str, path: str, user: str, status: int) -> None:
+    found, echoed = proxy(site, path, user)
+    assert found == status
+    if status == 200:
+        assert echoed["path"] == path
+
+
+def test_only_the_proxy_says_who_somebody_is(proxy: t.Any) -> None:
+    spoofed = ("Remote-User: root", "X-Forwarded-For: 203.0.113.9", "X-Forwarded-User: root")
+    _status, asked = proxy("media", "/", "anna:secret", *spoofed)
+    assert asked["headers"]["remote-user"] == "anna"
+    assert "authorization" not in asked["headers"]
+    assert asked["headers"]["x-forwarded-for"] == "127.0.0.1"
+    assert "x-forwarded-user" not in asked["headers"]
+    for site, path in (("public", "/"), ("media", "/ping")):
+        _status, open_ = proxy(site, path, "", *spoofed)
+        assert "remote-user" not in open_["headers"]
+        assert open_["headers"]["x-forwarded-for"] == "127.0.0.1"
+
+
+def test_a_token_of_the_application_gets_past_a_bypass(proxy: t.Any) -> None:
+    _status, echoed = proxy("media", "/api/v3", "", "Authorization: Bearer token", "X-Api-Key: key")
+    assert echoed["headers"]["authorization"] == "Bearer token"
+    assert echoed["headers"]["x-api-key"] == "key"
+
+
+def test_an_upgrade_is_refused_where_the_route_says_so(proxy: t.Any) -> None:
+    assert proxy("public", "/", "", "Upgrade: websocket")[0] == 403

@@ -179,9 +179,9 @@ def find_mirror(override: str | None) -> Mirror:
         if component != "main":
             continue
         if release in (codename, "stable") and not main:
-            main = _real_uri(uri)
+            main = real_uri(uri)
         if release in (f"{codename}-security", "stable-security") and not security:
-            security = _real_uri(uri)
+            security = real_uri(uri)
     if override:
         main, security = override, override.rstrip("/") + "-security"
     if not main:
@@ -197,7 +197,7 @@ def find_mirror(override: str | None) -> Mirror:
     return Mirror(main.rstrip("/"), (security or main.rstrip("/") + "-security").rstrip("/"), options, proxy)
 
 
-def _real_uri(uri: str) -> str:
+def real_uri(uri: str) -> str:
     """Debian's cloud images use mirror+file:/etc/apt/mirrors/debian.list: the first line of that file is the mirror."""
     if not uri.startswith("mirror+file:"):
         return uri

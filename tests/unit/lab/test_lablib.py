@@ -1,0 +1,211 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The parts of the lab that need no root: what it refuses, what it writes, what it counts as its own."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import hearth_lab
+from lablib import core, lab, machine, spec, standins
+
+
+def parse(*arguments: str) -> spec.Spec:
+    return spec.make_spec(hearth_lab.parser().parse_args(["up", *arguments]))
+
+
+def test_hosts_are_numbered_and_have_both_families() -> None:
+    found = parse("--subnet=10.231.40.0/24", "--subnet6=fd00:1::/64", "forge", "nas=10.231.40.50")
+    assert [(host.name, host.address, host.address6) for host in found.hosts] == [
+        ("forge", "10.231.40.11", "fd00:1::b"),
+        ("nas", "10.231.40.50", "fd00:1::32"),
+    ]
+    assert found.wildcard == "forge"
+    assert found.gateway == "10.231.40.1"
+    assert spec.Spec.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_every_name_has_its_own_networks_and_names_the_kernel_takes() -> None:
+    names = ["demo", "t1", "a-name-of-some-length", "another-name-of-length"]
+    specs = [parse(f"--name={name}", "host") for name in names]
+    assert len({found.subnet for found in specs}) == len({found.bridge for found in specs}) == len(names)
+    assert len({found.subnet6 for found in specs}) == len(names)
+    assert all(len(found.bridge) <= 15 for found in specs)
+    assert len(f"vb-{lab.Lab(machine.Cache(Path('/x')), names[2]).machine('some-long-host-name')}") <= 15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--name=Bad", "a1"], ["lab name 'Bad'", "lower-case"]),
+        (["up_", "a1"], ["host name 'up_'"]),
+        (["--subnet=10.1.2.0/28", "a1"], ["lab_subnet 10.1.2.0/28", "/24 or larger"]),
+        (["--subnet=8.8.8.0/24", "a1"], ["8.8.8.0/24", "private"]),
+        (["--subnet=nonsense", "a1"], ["lab_subnet", "nonsense"]),
+        (["--subnet=10.1.2.0/24", "a1=10.1.3.4"], ["host a1", "10.1.3.4", "not usable in lab_subnet 10.1.2.0/24"]),
+        (["--subnet=10.1.2.0/24", "a1=10.1.2.1"], ["host a1", "10.1.2.1"]),
+        (["--subnet=10.1.2.0/24", "a1", "b1=10.1.2.11"], ["host b1", "10.1.2.11", "twice"]),
+        (["--wildcard=zz", "a1", "b1"], ["lab_wildcard_host 'zz'", "a1, b1"]),
+    ],
+)
+def test_what_a_lab_cannot_be_is_said(arguments: list[str], expected: list[str]) -> None:
+    with pytest.raises(core.LabError) as found:
+        parse(*arguments)
+    for text in expected:
+        assert text in str(found.value)
+
+
+def test_a_subnet_the_machine_has_a_route_to_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def routes(argv: list[str], **_options: Any) -> subprocess.CompletedProcess[str]:
+        known = [
+            {"dst": "default", "dev": "eth0"},
+            {"dst": "10.231.40.128/25", "dev": "vpn0"},
+            {"dst": "224.0.0.0/4", "type": "multicast"},
+        ]
+        return subprocess.CompletedProcess(argv, 0, json.dumps(known if "-4" in argv else []), "")
+
+    monkeypatch.setattr(lab, "run", routes)
+    one = lab.Lab(machine.Cache(Path("/x")), "demo")
+    one.check_routes(parse("--subnet=10.231.41.0/24", "a1"))
+    with pytest.raises(
+        core.LabError, match=r"10\.231\.40\.0/24 overlaps the machine's route 10\.231\.40\.128/25 on vpn0"
+    ):
+        one.check_routes(parse("--subnet=10.231.40.0/24", "a1"))
+
+
+def test_the_resolver_answers_for_the_lab_alone() -> None:
+    found = parse("--subnet=10.231.40.0/24", "--subnet6=fd00:1::/64", "--domain=lab.example.com", "forge", "nas")
+    text = lab.Lab(machine.Cache(Path("/x")), "demo").resolver_configuration(found).splitlines()
+    assert "host-record=nas.lab.example.com,nas,10.231.40.12,fd00:1::c" in text
+    assert "address=/lab.example.com/10.231.40.11" in text
+    assert "address=/#/" in text
+    assert "no-resolv" in text
+    assert not [line for line in text if line.startswith("server=")]
+
+
+DEFINITION = {
+    "tag": "1",
+    "port": 80,
+    "state": "/config",
+    "answers": [{"path": "/ping", "body": "ok"}, {"path": "/x", "body": "y", "header": "X-Key", "environment": "KEY"}],
+}
+
+
+def test_a_stand_in_is_a_valid_image_and_always_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standins, "architecture", lambda: "amd64")
+    busybox = tmp_path / "busybox"
+    busybox.write_bytes(b"\x7fELF")
+    digests = {standins.build_standin("thing", DEFINITION, busybox, tmp_path / name) for name in ("one", "two")}
+    assert len(digests) == 1
+
+    layout = tmp_path / "one"
+
+    def blob(digest: str) -> bytes:
+        content = (layout / "blobs" / "sha256" / digest.removeprefix("sha256:")).read_bytes()
+        assert f"sha256:{hashlib.sha256(content).hexdigest()}" == digest
+        return content
+
+    index = json.loads((layout / "index.json").read_text())
+    assert index["manifests"][0]["digest"] in digests
+    manifest = json.loads(blob(index["manifests"][0]["digest"]))
+    config = json.loads(blob(manifest["config"]["digest"]))
+    layer = blob(manifest["layers"][0]["digest"])
+    assert manifest["layers"][0]["size"] == len(layer)
+    assert config["rootfs"]["diff_ids"] == [f"sha256:{hashlib.sha256(gzip.decompress(layer)).hexdigest()}"]
+    (tmp_path / "layer.tar.gz").write_bytes(layer)
+    with tarfile.open(tmp_path / "layer.tar.gz") as archive:
+        members = {member.name: member for member in archive}
+        answers = archive.extractfile("standin/answers")
+        assert answers is not None
+        assert answers.read().decode() == (
+            "/ping\t200\tapplication/json\t-\t-\tok\n/x\t200\tapplication/json\tx-key\tKEY\ty\n"
+        )
+    assert members["standin/serve"].mode == 0o755
+    assert all(member.uid == 0 and member.mtime == 0 for member in members.values())
+
+
+def test_the_delivered_stand_ins_are_well_formed() -> None:
+    for name, definition in standins.standin_definitions().items():
+        assert standins.standin_answers(name, definition)
+        assert definition["tag"] != "latest"
+
+
+@pytest.mark.parametrize("body", ["a\tb", "a\nb", ""])
+def test_an_answer_that_cannot_be_told_apart_is_refused(body: str) -> None:
+    with pytest.raises(core.LabError, match="thing"):
+        standins.standin_answers("thing", DEFINITION | {"answers": [{"path": "/", "body": body}]})
+
+
+def test_a_variable_name_is_never_shell_code() -> None:
+    answer = {"path": "/", "body": "x", "header": "X", "environment": "A;reboot"}
+    with pytest.raises(core.LabError, match="A;reboot"):
+        standins.standin_answers("thing", DEFINITION | {"answers": [answer]})
+
+
+def test_only_marked_processes_are_the_labs_own(tmp_path: Path) -> None:
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    other = subprocess.Popen(sleeper)
+    try:
+        core.spawn(tmp_path, "sleeper", sleeper, tmp_path / "log")
+        deadline = time.monotonic() + 10
+        while not (found := core.processes_of(tmp_path)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert [process.part for process in found] == ["sleeper"]
+        assert os.getpid() not in {process.pid for process in found}
+        core.end(found, grace=5)
+        assert not core.processes_of(tmp_path)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_link_replaces_only_a_link(tmp_path: Path) -> None:
+    one = lab.Lab(machine.Cache(tmp_path / "cache"), "demo")
+    link = tmp_path / "checkout" / "build" / "lab"
+    one.make_link(link)
+    one.make_link(link)
+    assert os.readlink(link) == str(one.directory)
+    link.unlink()
+    link.mkdir()
+    with pytest.raises(core.LabError, match="exists and is not a link"):
+        one.make_link(link)
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("http://mirror.example.com/debian/", "http://mirror.example.com/debian/"),
+        ("mirror+file:{file}", "https://mirror.example.com/debian"),
+    ],
+)
+def test_the_mirror_is_the_machines_own(uri: str, expected: str, tmp_path: Path) -> None:
+    listed = tmp_path / "debian.list"
+    listed.write_text("# comment\n\nhttps://mirror.example.com/debian\tpriority:1\nhttps://second.example.com/debian\n")
+    assert machine.real_uri(uri.format(file=listed)) == expected
+
+
+def test_what_is_needed_is_said_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(machine.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(sys, "argv", ["hearth_lab.py", "up", "a1"])
+    with pytest.raises(SystemExit) as found:
+        hearth_lab.entry()
+    assert found.value.code == 1
+    assert "Linux (this is Darwin)" in capsys.readouterr().err
+
+
+def test_without_root_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(machine.os, "geteuid", lambda: 1000)
+    with pytest.raises(core.LabError, match="root, because it makes a bridge"):
+        machine.require_machine()
