@@ -53,8 +53,8 @@ system:
 		fi; \
 		echo "Installing the Debian packages $${missing[*]}"; \
 		export DEBIAN_FRONTEND=noninteractive; \
-		apt-get --quiet update; \
-		apt-get --quiet --yes --no-install-recommends install "$${missing[@]}"; \
+		apt-get -qq update; \
+		apt-get -qq -o Dpkg::Use-Pty=0 --yes --no-install-recommends install "$${missing[@]}" >/dev/null; \
 	fi; \
 	python="$$($(FIND_PYTHON))"; \
 	if [ -z "$$python" ]; then \

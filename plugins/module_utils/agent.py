@@ -54,7 +54,7 @@ DIFF_LIMIT = 100_000
 Answer = dict[str, t.Any]
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The request cannot be served; the message says why."""
 
 
@@ -78,12 +78,17 @@ def compare(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
         plan.problems.insert(0, _problem(describe(running), "wait for it to end, then run again"))
     elif unfinished and request.get("check"):
         plan.problems.insert(
-            0, _problem(f"run {unfinished[0]} was interrupted: what is compared here may be half of it", "converge to settle it")
+            0,
+            _problem(
+                f"run {unfinished[0]} was interrupted: what is compared here may be half of it", "converge to settle it"
+            ),
         )
     merged = planner.merge(manifest, previous, None if scope is None else frozenset(scope))
     # Nothing to do, but something to record: a check, an address or a unit's order changed.
     record = generation is None or merged != generation.manifest
-    status = "problems" if plan.problems else "converged" if plan.converged and not record and not unfinished else "stale"
+    status = (
+        "problems" if plan.problems else "converged" if plan.converged and not record and not unfinished else "stale"
+    )
     redactor = Redactor(_stored(layout)) if plan.actions or plan.problems or plan.unknown else Redactor()
     return {
         "status": status,
@@ -144,18 +149,20 @@ def apply(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
     from ansible_collections.hearth.homelab.plugins.module_utils.apply import Request
 
     run = request["run"]
-    wanted = Request.from_dict({**{key: run[key] for key in ("owner", "commit") if key in run}, **request, "run": run["id"]})
+    wanted = Request.from_dict(
+        {**{key: run[key] for key in ("owner", "commit") if key in run}, **request, "run": run["id"]}
+    )
     running = settle.holder(layout)
     if running is not None:
-        raise Refused(settle.describe(running))
+        raise RefusedError(settle.describe(running))
     layout.prepare()
     directory = layout.run(wanted.run)
     if directory.exists():
-        raise Refused(f"run {wanted.run} exists already")
+        raise RefusedError(f"run {wanted.run} exists already")
     for digest, encoded in (request.get("blobs") or {}).items():
         content = base64.b64decode(encoded, validate=True)
         if m.digest(content) != digest:
-            raise Refused(f"the content sent as {digest} has another digest: it was damaged on the way")
+            raise RefusedError(f"the content sent as {digest} has another digest: it was damaged on the way")
         if not (layout.blobs / digest).exists():
             write_atomic(layout.blobs / digest, content)
     transit = layout.transit(wanted.run)
@@ -168,16 +175,26 @@ def apply(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
     agent = Path(sys.argv[0]).resolve()
     done = SystemRunner().run(
         [
-            "systemd-run", "--quiet", "--collect", f"--unit=hearth-apply-{wanted.run}",
+            "systemd-run",
+            "--quiet",
+            "--collect",
+            f"--unit=hearth-apply-{wanted.run}",
             f"--description=Hearth run {wanted.run}",
-            "--property=OnFailure=hearth-settle.service", "--property=SyslogIdentifier=hearth-apply",
-            "--property=TimeoutStopSec=30", "--property=OOMPolicy=continue", "--setenv=HOME=/root",
-            sys.executable, "-I", str(agent), "run", wanted.run,
+            "--property=OnFailure=hearth-settle.service",
+            "--property=SyslogIdentifier=hearth-apply",
+            "--property=TimeoutStopSec=30",
+            "--property=OOMPolicy=continue",
+            "--setenv=HOME=/root",
+            sys.executable,
+            "-I",
+            str(agent),
+            "run",
+            wanted.run,
         ],
         check=False,
-    )  # fmt: skip
+    )
     if done.returncode != 0:
-        raise Refused(f"the run cannot be started: {explain(done)}")
+        raise RefusedError(f"the run cannot be started: {explain(done)}")
     return {"run": wanted.run}
 
 
@@ -186,7 +203,7 @@ def watch(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
     run, offset = request["run"], int(request.get("offset", 0))
     directory = layout.run(run)
     if not (directory / "request.json").exists():
-        raise Refused(f"there is no run {run} on this host")
+        raise RefusedError(f"there is no run {run} on this host")
     end = time.monotonic() + float(request.get("timeout", POLL))
     asked = bool(request.get("awaiting"))
     while True:
@@ -198,13 +215,20 @@ def watch(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
         time.sleep(0.1)
     if result is None and not events and not _alive(run):
         result = read_json(directory / "result.json") or {
-            "run": run, "ok": False, "changed": False,
-            "problems": [_problem(f"run {run} ended without a result", "converge again: that settles it first").to_dict()],
-        }  # fmt: skip
+            "run": run,
+            "ok": False,
+            "changed": False,
+            "problems": [
+                _problem(f"run {run} ended without a result", "converge again: that settles it first").to_dict()
+            ],
+        }
     return {
-        "events": events, "offset": offset, "done": result is not None, "result": result,
+        "events": events,
+        "offset": offset,
+        "done": result is not None,
+        "result": result,
         "awaiting_confirmation": awaiting,
-    }  # fmt: skip
+    }
 
 
 def _events(path: Path, offset: int) -> tuple[list[t.Any], int]:
@@ -229,12 +253,12 @@ def confirm(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
     """The controller reached this host after the guarded change."""
     directory = layout.run(request["run"])
     if not directory.is_dir():
-        raise Refused(f"there is no run {request['run']} on this host")
+        raise RefusedError(f"there is no run {request['run']} on this host")
     write_atomic(directory / "confirmed", b"")
     return {"run": request["run"]}
 
 
-def status(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
+def status(layout: Layout, _request: t.Mapping[str, t.Any]) -> Answer:
     """How every service of the current generation is."""
     from ansible_collections.hearth.homelab.plugins.module_utils import health
 
@@ -262,19 +286,34 @@ def status(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
         problems = [redactor.text(text) for text in [*down, *checks[name]]]
         result.append(
             {
-                "service": name, "tier": state.tier, "summary": state.summary, "url": state.url,
-                "stand_in": state.stand_in, "state": "running" if own and not down else "down" if down else "configured",
-                "units": {unit.name: unit.active for unit in own}, "restarts": sum(unit.restarts for unit in own),
-                "healthy": not problems and name not in generation.partial, "problems": problems,
+                "service": name,
+                "tier": state.tier,
+                "summary": state.summary,
+                "url": state.url,
+                "stand_in": state.stand_in,
+                "state": "running" if own and not down else "down" if down else "configured",
+                "units": {unit.name: unit.active for unit in own},
+                "restarts": sum(unit.restarts for unit in own),
+                "healthy": not problems and name not in generation.partial,
+                "problems": problems,
                 "held_back": generation.partial.get(name, ""),
-            }  # fmt: skip
+            }
         )
     for name in sorted(set(generation.partial) - set(manifest.services)):
         result.append(
             {
-                "service": name, "tier": "", "summary": "", "url": "", "stand_in": False, "state": "held back", "units": {},
-                "restarts": 0, "healthy": False, "problems": [], "held_back": generation.partial[name],
-            }  # fmt: skip
+                "service": name,
+                "tier": "",
+                "summary": "",
+                "url": "",
+                "stand_in": False,
+                "state": "held back",
+                "units": {},
+                "restarts": 0,
+                "healthy": False,
+                "problems": [],
+                "held_back": generation.partial[name],
+            }
         )
     return {"generation": generation.number, "created": generation.created, "services": result}
 
@@ -286,8 +325,8 @@ def recover(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
     try:
         with settle.Lock(layout, "settle", "settle", wait=float(request.get("timeout", 30))):
             return {"results": [result.to_dict() for result in settle.settle(layout, SystemRunner(), early=False)]}
-    except settle.Locked as locked:
-        raise Refused(str(locked)) from locked
+    except settle.LockedError as locked:
+        raise RefusedError(str(locked)) from locked
 
 
 # --- called by the host's own units -----------------------------------------------------------------------------
@@ -320,7 +359,7 @@ def run_unit(layout: Layout, run: str) -> int:
             result = work.run()
             applied = result.generation is not None
             settle.finish(layout, context, result, "committed" if applied else "undone")
-    except settle.Locked as locked:
+    except settle.LockedError as locked:
         problem = Problem("", "", str(locked), "wait for it to end, then run again")
         write_json(directory / "result.json", Result(run, problems=[problem.to_dict()]).to_dict())
     return 0
@@ -342,7 +381,7 @@ def settle_unit(layout: Layout, guarded: str = "") -> int:
     try:
         with settle.Lock(layout, "settle", "hearth-settle.service", wait=60.0 if guarded else 20.0):
             results = settle.settle(layout, runner)
-    except settle.Locked as locked:
+    except settle.LockedError as locked:
         print(f"nothing to settle: {locked}")
         return 0
     for result in results:
@@ -364,13 +403,15 @@ def gate(layout: Layout, service: str) -> int:
         data = read_json(directory / "request.json")
         if data is not None:
             request = Request.from_dict(data)
-            merged = planner.merge(request.manifest, previous, None if request.scope is None else frozenset(request.scope))
+            merged = planner.merge(
+                request.manifest, previous, None if request.scope is None else frozenset(request.scope)
+            )
             manifests.append(generations.effective(merged, previous, replay(read(directory / "journal.jsonl")).held))
     manifests += [previous] if previous else []
     for manifest in manifests:
         if service in manifest.services:
-            ledger = read_ledger_of(layout)
             root = str(layout.root)
+            ledger = storage.read_ledger(root=root)
             facts = [
                 storage.read_storage_facts(item.name, root, ledger=ledger)
                 for item in manifest.items
@@ -382,12 +423,6 @@ def gate(layout: Layout, service: str) -> int:
             return 1 if problems else 0
     print(f"{service} is in no generation of this host: it is not started", file=sys.stderr)
     return 1
-
-
-def read_ledger_of(layout: Layout) -> t.Any:
-    from ansible_collections.hearth.homelab.plugins.module_utils import storage
-
-    return storage.read_ledger(root=str(layout.root))
 
 
 def validate_unit() -> int:
@@ -430,9 +465,11 @@ def main(argv: t.Sequence[str], layout: Layout | None = None) -> int:
         sent = protocol.decode_request(sys.stdin.buffer.read())
         answer = handler(layout, sent)
         code = 0
-    except Exception as error:  # noqa: BLE001: whatever it is, the controller must be able to show it
+    except Exception as error:
         known = [str(value) for value in (sent.get("secrets") or {}).values()] if command == "apply" else []
-        message = str(error) if isinstance(error, (Refused, OSError, ValueError)) else f"{type(error).__name__}: {error}"
+        message = (
+            str(error) if isinstance(error, (RefusedError, OSError, ValueError)) else f"{type(error).__name__}: {error}"
+        )
         answer, code = {"error": Redactor([*known, *_stored(layout)]).text(message), "command": command}, 1
     print(protocol.encode_response(answer), flush=True)
     return code

@@ -15,9 +15,7 @@ import grp
 import os
 import pwd
 import re
-import signal
 import socket
-import stat
 import time
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
@@ -42,9 +40,7 @@ from ansible_collections.hearth.homelab.plugins.module_utils.actions import Acti
 from ansible_collections.hearth.homelab.plugins.module_utils.journal import UNDOING
 from ansible_collections.hearth.homelab.plugins.module_utils.layout import (
     fsync_directory,
-    read_json,
     write_atomic,
-    write_json,
 )
 from ansible_collections.hearth.homelab.plugins.module_utils.observe import fill_holes
 from ansible_collections.hearth.homelab.plugins.module_utils.runner import CommandError, explain
@@ -62,7 +58,7 @@ PULLS = 3
 _LEFT_HOLE = re.compile(rb"@@hearth:[^@\s]{1,200}@@")
 
 
-class Failed(Exception):
+class RunError(Exception):
     """The run cannot go on: it is undone. ``service`` and ``item`` may be empty."""
 
     def __init__(self, service: str, message: str, item: str = "", remedy: str = "") -> None:
@@ -89,10 +85,14 @@ class Request:
     def from_dict(cls, data: t.Mapping[str, t.Any]) -> Request:
         scope = data.get("scope")
         return cls(
-            run=data["run"], manifest=m.Manifest.from_dict(data["manifest"]), scope=None if scope is None else tuple(scope),
-            owner=data.get("owner", ""), commit=data.get("commit", ""), confirm_timeout=data.get("confirm_timeout", 45),
+            run=data["run"],
+            manifest=m.Manifest.from_dict(data["manifest"]),
+            scope=None if scope is None else tuple(scope),
+            owner=data.get("owner", ""),
+            commit=data.get("commit", ""),
+            confirm_timeout=data.get("confirm_timeout", 45),
             start_empty=tuple(data.get("start_empty", ())),
-        )  # fmt: skip
+        )
 
 
 @dataclass
@@ -148,7 +148,7 @@ class Apply:
             return self.result
         try:
             self._check_space(plan)
-        except Failed as failure:
+        except RunError as failure:
             self.result.problems.append(failure.problem.to_dict())
             return self.result
         self.journal.phase("prepare")
@@ -163,10 +163,12 @@ class Apply:
         try:
             work()
             self._commit()
-        except Failed as failure:
+        except RunError as failure:
             self._undo(failure.problem)
         except packages.PackageError as error:
-            concerned = sorted({item.service for item in self.manifest.items if item.kind == "package" and item.name in error.names})
+            concerned = sorted(
+                {item.service for item in self.manifest.items if item.kind == "package" and item.name in error.names}
+            )
             self._undo(Problem(", ".join(concerned), "", str(error), ""))
         except (CommandError, OSError, ValueError, KeyError) as error:
             self._undo(Problem("", "", f"{type(error).__name__}: {error}", ""))
@@ -201,16 +203,21 @@ class Apply:
     def _plan(self) -> Plan:
         """Observe and plan: the same function as in check mode."""
         result = evaluate.evaluate(
-            self.layout, self.context.runner, self.requested, self.previous, self.request.scope,
-            evaluate.Wanted.of(self.secrets), self.request.start_empty,
-        )  # fmt: skip
+            self.layout,
+            self.context.runner,
+            self.requested,
+            self.previous,
+            self.request.scope,
+            evaluate.Wanted.of(self.secrets),
+            self.request.start_empty,
+        )
         self.reload = result.reload
         self._time("plan")
         return result.plan
 
     def _remember(self, plan: Plan) -> None:
         """What is done and what should be known, from the plan made first and those made again."""
-        planned = {id for id, _ in self.actions}
+        planned = {name for name, _ in self.actions}
         for action in plan.actions:
             # A configuration file that its package brought meanwhile was planned as missing: that is what it was.
             if action.kind == "unit" or action.id not in planned:
@@ -265,7 +272,7 @@ class Apply:
         if plan.problems:
             first = plan.problems[0]
             self.result.problems += [problem.to_dict() for problem in plan.problems[1:]]
-            raise Failed(first.service, first.message, first.item, first.remedy)
+            raise RunError(first.service, first.message, first.item, first.remedy)
         self._remember(plan)
         return plan
 
@@ -278,7 +285,7 @@ class Apply:
         missing = [action.name for action in plan.actions if action.kind == "package"]
         installed = packages.space_needed(self.context, missing) if missing else 0
         seen: set[int] = set()
-        for path, extra in (("/var", installed), ("/", installed), ("/etc", 0)):
+        for path, extra in (("/var", installed), ("/", installed), ("/etc", 0), ("/var/lib/hearth", 0)):
             real = self.layout.at(path)
             if not real.exists() or real.stat().st_dev in seen:
                 continue
@@ -286,10 +293,12 @@ class Apply:
             found = os.statvfs(real)
             free = found.f_bavail * found.f_frsize
             if free < needed + extra:
-                raise Failed(
-                    "", f"{path} has {free // 2**20} MiB free, this run needs {(needed + extra) // 2**20} MiB", "",
+                raise RunError(
+                    "",
+                    f"{path} has {free // 2**20} MiB free, this run needs {(needed + extra) // 2**20} MiB",
+                    "",
                     "make room there; nothing was changed",
-                )  # fmt: skip
+                )
 
     def _baseline(self, plan: Plan) -> None:
         """How units are before this run touches them."""
@@ -330,7 +339,17 @@ class Apply:
         # A group that a package brings is joined after the installation, when the plan is made again.
         groups = [name for name in item.groups if name in present]
         if action.operation == "create":
-            argv = ["useradd", "--uid", str(item.uid), "--gid", item.group, "--home-dir", item.home, "--shell", item.shell]
+            argv = [
+                "useradd",
+                "--uid",
+                str(item.uid),
+                "--gid",
+                item.group,
+                "--home-dir",
+                item.home,
+                "--shell",
+                item.shell,
+            ]
             argv += ["--comment", item.comment]
             argv += ["--groups", ",".join(groups)] if groups else []
             # -M: a service's home is its storage or nobody's, never made or chowned here.
@@ -342,8 +361,12 @@ class Apply:
         entry = pwd.getpwnam(item.name)
         joined = sorted(group.gr_name for group in grp.getgrall() if item.name in group.gr_mem)
         data = {
-            "do": "user", "name": item.name, "shell": entry.pw_shell, "comment": entry.pw_gecos, "groups": joined,
-        }  # fmt: skip
+            "do": "user",
+            "name": item.name,
+            "shell": entry.pw_shell,
+            "comment": entry.pw_gecos,
+            "groups": joined,
+        }
         missing = sorted(set(groups) - set(joined))
         argv = ["usermod", "--shell", item.shell, "--comment", item.comment]
         if entry.pw_dir != item.home:
@@ -360,7 +383,7 @@ class Apply:
             if not isinstance(item, m.Storage):
                 continue
             if item.provider != "directory":
-                raise Failed(item.service, f"storage provider {item.provider!r} is not known on this host", item.id)
+                raise RunError(item.service, f"storage provider {item.provider!r} is not known on this host", item.id)
             step = self.journal.begin(action.id, action.operation, action.service)
             path = self.layout.at(item.name)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -376,18 +399,18 @@ class Apply:
         try:
             return int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid
         except KeyError:
-            raise Failed(item.service, f"{item.name}: there is no user {name} on this host", item.id) from None
+            raise RunError(item.service, f"{item.name}: there is no user {name} on this host", item.id) from None
 
     def _gid(self, name: str, item: m.Item) -> int:
         try:
             return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
         except KeyError:
-            raise Failed(item.service, f"{item.name}: there is no group {name} on this host", item.id) from None
+            raise RunError(item.service, f"{item.name}: there is no group {name} on this host", item.id) from None
 
     def _must(self, action: Action, argv: t.Sequence[str], timeout: float = 120) -> None:
         done = self.context.runner.run(argv, check=False, timeout=timeout)
         if done.returncode != 0:
-            raise Failed(action.service, f"{action.id}: {argv[0]}: {explain(done)}", action.id)
+            raise RunError(action.service, f"{action.id}: {argv[0]}: {explain(done)}", action.id)
 
     # -- packages -----------------------------------------------------------------------------------------------
 
@@ -399,7 +422,9 @@ class Apply:
             return False
         self.journal.phase("packages")
         names = [item.name for item in wanted]
-        units = self.context.units(sorted(item.name for item in self.manifest.items if item.kind == "unit" and "@." not in item.name))
+        units = self.context.units(
+            sorted(item.name for item in self.manifest.items if item.kind == "unit" and "@." not in item.name)
+        )
         packages.deny_starts(self.context, (name for name, unit in units.items() if unit.load == "not-found"))
         packages.repair(self.context)
         fresh = any(action.name.startswith("/etc/apt/") for action in early)
@@ -408,10 +433,12 @@ class Apply:
         unexpected = sorted(set(simulation.removes) - allowed)
         if unexpected:
             owners = sorted({item.service for item in wanted})
-            raise Failed(
-                ", ".join(owners), f"installing {', '.join(names)} would remove {', '.join(unexpected)}", "",
+            raise RunError(
+                ", ".join(owners),
+                f"installing {', '.join(names)} would remove {', '.join(unexpected)}",
+                "",
                 "list what may be removed in native.replaces, or declare other packages",
-            )  # fmt: skip
+            )
         self.context.say(f"downloading {len(simulation.installs)} packages")
         packages.download(self.context, names)
         before = undo.enabled_units(self.context)
@@ -426,10 +453,11 @@ class Apply:
             self._notices(
                 [
                     Notice(
-                        "", "",
-                        f"packages enabled {', '.join(fresh_units)}, which no service of the plan names: not started now, "
-                        "but they will be at the next boot unless a contribution lists them",
-                    )  # fmt: skip
+                        "",
+                        "",
+                        f"packages enabled {', '.join(fresh_units)}, which no service of the plan names: not "
+                        "started now, but they will be at the next boot unless a contribution lists them",
+                    )
                 ]
             )
         self._time("packages")
@@ -444,7 +472,7 @@ class Apply:
                 step = self.journal.begin(action.id, action.operation, action.service)
                 self._must(action, health.as_user(item.user, item.argv), 900)
                 if item.creates and not os.path.lexists(self.layout.at(item.creates)):
-                    raise Failed(item.service, f"{item.argv[0]} succeeded without making {item.creates}", item.id)
+                    raise RunError(item.service, f"{item.argv[0]} succeeded without making {item.creates}", item.id)
                 self.journal.done(step)
 
     # -- secrets and files --------------------------------------------------------------------------------------
@@ -463,7 +491,7 @@ class Apply:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 write_atomic(path, self.secrets[action.name].encode(), 0o400)
             else:
-                raise Failed(action.service, f"the controller sent no value for the secret {action.name}", action.id)
+                raise RunError(action.service, f"the controller sent no value for the secret {action.name}", action.id)
             self.journal.done(step)
         return bool(todo)
 
@@ -471,16 +499,17 @@ class Apply:
         try:
             return self.layout.secret(name).read_text("utf-8")
         except FileNotFoundError:
-            raise Failed(service, f"the secret {name} is not stored on this host", f"secret:{name}") from None
+            raise RunError(service, f"the secret {name} is not stored on this host", f"secret:{name}") from None
 
     def _early(self, plan: Plan) -> list[Action]:
         """Files that come before packages, and the directories that they are in."""
         items = self.manifest.by_id()
         files = [a for a in plan.actions if getattr(items.get(a.id), "early", False)]
         directories = [
-            a for a in plan.actions
+            a
+            for a in plan.actions
             if a.kind == "directory" and any(file.name.startswith(a.name.rstrip("/") + "/") for file in files)
-        ]  # fmt: skip
+        ]
         return [*directories, *files]
 
     def _files(self, plan: Plan) -> None:
@@ -509,17 +538,23 @@ class Apply:
                 entry = validate.Staged(path, removed=True, directory=action.kind == "directory")
             elif isinstance(item, m.File):
                 entry = validate.Staged(
-                    path, self._content(item), mode=int(item.mode, 8),
-                    uid=self._uid(item.owner, item), gid=self._gid(item.group, item),
-                )  # fmt: skip
+                    path,
+                    self._content(item),
+                    mode=int(item.mode, 8),
+                    uid=self._uid(item.owner, item),
+                    gid=self._gid(item.group, item),
+                )
             elif isinstance(item, m.Symlink):
                 entry = validate.Staged(path, target=item.target)
             else:
                 directory = t.cast(m.Directory, item)
                 entry = validate.Staged(
-                    path, directory=True, mode=int(directory.mode, 8),
-                    uid=self._uid(directory.owner, item), gid=self._gid(directory.group, item),
-                )  # fmt: skip
+                    path,
+                    directory=True,
+                    mode=int(directory.mode, 8),
+                    uid=self._uid(directory.owner, item),
+                    gid=self._gid(directory.group, item),
+                )
             staged[path] = (action, entry)
         for path, (action, entry) in list(staged.items()):
             parent = os.path.dirname(path)
@@ -543,13 +578,15 @@ class Apply:
         try:
             content = (self.layout.blobs / item.digest).read_bytes()
         except FileNotFoundError:
-            raise Failed(item.service, f"the content of {item.name} was not sent", item.id, "run again") from None
+            raise RunError(item.service, f"the content of {item.name} was not sent", item.id, "run again") from None
         if not item.holes:
             return content
         content = fill_holes(content, {name: self._secret(name, item.service) for name in item.holes})
         left = _LEFT_HOLE.search(content)
         if left:
-            raise Failed(item.service, f"{item.name} has the hole {left[0].decode()}, which its item does not name", item.id)
+            raise RunError(
+                item.service, f"{item.name} has the hole {left[0].decode()}, which its item does not name", item.id
+            )
         return content
 
     def _validate(self, staged: t.Mapping[str, tuple[Action, validate.Staged]]) -> None:
@@ -562,30 +599,43 @@ class Apply:
         try:
             failures = validate.run(chosen, [entry for _, entry in staged.values()], mountpoint, self.layout.agent)
         except OSError as error:
-            raise Failed("", self.context.redactor.text(str(error))) from error
+            raise RunError("", self.context.redactor.text(str(error))) from error
         if failures:
             texts = [self.context.redactor.text(str(failure)) for failure in failures]
             self.result.problems += [
-                Problem(failure.service, "", text, "").to_dict() for failure, text in zip(failures[1:], texts[1:])
+                Problem(failure.service, "", text, "").to_dict()
+                for failure, text in zip(failures[1:], texts[1:], strict=True)
             ]
-            raise Failed(failures[0].service, texts[0], "", "correct the configuration; nothing was replaced")
+            raise RunError(failures[0].service, texts[0], "", "correct the configuration; nothing was replaced")
 
     def _put(self, staged: t.Mapping[str, tuple[Action, validate.Staged]]) -> None:
         """Replace each path, atomically; what was there is kept first (undo data, and generation 0 once)."""
         if not staged:
             return
-        mine = {item.name for item in (self.previous.items if self.previous else ()) if item.kind in ("file", "symlink")}
+        mine = {
+            item.name for item in (self.previous.items if self.previous else ()) if item.kind in ("file", "symlink")
+        }
         generations.keep_originals(
             self.layout,
-            [path for path, (_, entry) in staged.items() if path not in mine and not entry.directory and not entry.removed],
+            [
+                path
+                for path, (_, entry) in staged.items()
+                if path not in mine and not entry.directory and not entry.removed
+            ],
         )
         # Directories before what is in them; removals last, the deepest first.
         order = sorted(
             staged.values(),
-            key=lambda pair: (pair[1].removed, pair[1].removed == pair[1].directory, -len(pair[1].path) if pair[1].removed else 0, pair[1].path),
-        )  # fmt: skip
+            key=lambda pair: (
+                pair[1].removed,
+                pair[1].removed == pair[1].directory,
+                -len(pair[1].path) if pair[1].removed else 0,
+                pair[1].path,
+            ),
+        )
         steps = self.journal.begin_all(
-            (action.id, action.operation, action.service, undo.path_undo(self.context, entry.path)) for action, entry in order
+            (action.id, action.operation, action.service, undo.path_undo(self.context, entry.path))
+            for action, entry in order
         )
         touched: set[Path] = set()
         for action, entry in order:
@@ -593,7 +643,9 @@ class Apply:
             try:
                 self._put_one(real, entry)
             except OSError as error:
-                raise Failed(action.service, f"{entry.path} cannot be written: {error.strerror}", action.id) from error
+                raise RunError(
+                    action.service, f"{entry.path} cannot be written: {error.strerror}", action.id
+                ) from error
             touched.add(real.parent)
         for directory in touched:
             if directory.is_dir():
@@ -630,16 +682,34 @@ class Apply:
         language, _, charset = action.name.partition(".")
         charset, _, modifier = charset.partition("@")
         source = language.partition("@")[0] + (f"@{modifier}" if modifier else "")
-        argv = ["localedef", "-i", source, "-c", "-f", charset or "UTF-8", "-A", "/usr/share/locale/locale.alias", action.name]
+        argv = [
+            "localedef",
+            "-i",
+            source,
+            "-c",
+            "-f",
+            charset or "UTF-8",
+            "-A",
+            "/usr/share/locale/locale.alias",
+            action.name,
+        ]
         step = self.journal.begin(action.id, action.operation, action.service)
         self.context.say(f"generating the locale {action.name}")
         self._must(action, argv)
         self.journal.done(step)
 
     def _stop(self, plan: Plan) -> None:
-        """Units that shall not run or be enabled any more."""
+        """Units that shall not run or be enabled any more. Never the way in, even if nothing declares it now."""
+        old = self.previous.by_id() if self.previous else {}
         for verb in ("stop", "disable"):
             todo = [action for action in plan.actions if action.kind == "unit" and action.operation == verb]
+            kept = [a for a in todo if getattr(old.get(a.id), "guarded", False) and a.id not in self.manifest.by_id()]
+            for action in kept:
+                self.actions.pop((action.id, verb), None)
+                if verb == "stop":
+                    message = f"{action.name} is no longer declared and keeps running: it may be the way to this host"
+                    self._notices([Notice(action.service, action.id, message)])
+            todo = [action for action in todo if action not in kept]
             if not todo:
                 continue
             baseline = self.journal.state.baseline
@@ -651,7 +721,7 @@ class Apply:
             argv = ["systemctl", verb, *(["--no-reload"] if verb == "disable" else []), "--", *names]
             done = self.context.runner.run(argv, check=False, timeout=600)
             if done.returncode != 0:
-                raise Failed(todo[0].service, f"systemctl {verb}: {explain(done)}", todo[0].id)
+                raise RunError(todo[0].service, f"systemctl {verb}: {explain(done)}", todo[0].id)
             self.journal.done(*steps)
 
     @staticmethod
@@ -677,14 +747,20 @@ class Apply:
         if not firewall and not units:
             return
         timer = f"hearth-guard-{self.request.run}"
-        step = self.journal.begin("cleanup:timer", "create", "", {"do": "timer", "unit": f"{timer}.timer"}, cleanup=True)
+        step = self.journal.begin(
+            "cleanup:timer", "create", "", {"do": "timer", "unit": f"{timer}.timer"}, cleanup=True
+        )
         self.context.runner.run(
             [
-                "systemd-run", "--quiet", "--collect", f"--unit={timer}", "--timer-property=AccuracySec=1s",
+                "systemd-run",
+                "--quiet",
+                "--collect",
+                f"--unit={timer}",
+                "--timer-property=AccuracySec=1s",
                 f"--on-active={self.request.confirm_timeout + GUARD_MARGIN}",
                 *engine.command(self.layout, "settle", self.request.run),
             ]
-        )  # fmt: skip
+        )
         self.journal.done(step)
         for action in firewall:
             self._firewall(action, items)
@@ -719,10 +795,13 @@ class Apply:
         end = time.monotonic() + limit
         while not self.confirmed():
             if time.monotonic() > end:
-                raise Failed(
-                    "", f"the controller did not reach this host over a new connection within {limit} s after the change of "
-                    "firewall or SSH: everything was undone", "", "check the address, port and keys that the plan gives SSH",
-                )  # fmt: skip
+                raise RunError(
+                    "",
+                    f"the controller did not reach this host over a new connection within {limit} s after the "
+                    "change of firewall or SSH: everything was undone",
+                    "",
+                    "check the address, port and keys that the plan gives SSH",
+                )
             time.sleep(0.2)
 
     # -- services -----------------------------------------------------------------------------------------------
@@ -732,9 +811,10 @@ class Apply:
         found = {(a.name, a.operation): a for a in plan.actions if a.kind == "unit"}
         acted = {name for name, operation in found if operation in ("start", "restart", "reload", "stop")}
         done = {
-            step.id for step in self.journal.state.steps
+            step.id
+            for step in self.journal.state.steps
             if step.done and not step.undone and step.operation in ("start", "restart", "reload")
-        }  # fmt: skip
+        }
         for item in self.manifest.items:
             if not isinstance(item, m.Unit) or not item.running or item.id in done:
                 continue
@@ -752,8 +832,21 @@ class Apply:
         """Images, podman secrets, enabling, databases, units, health; services that fail are taken back."""
         items = self.manifest.by_id()
         held: dict[str, str] = {}
-        self._images([a for a in plan.actions if a.kind == "image"], held)
-        self._podman_secrets([a for a in plan.actions if a.kind == "podman_secret"], items, held)
+        unknown = [
+            Action(
+                notice.item,
+                "pull" if _kind(notice) == "image" else "create",
+                notice.service,
+                None,
+                None,
+                notice.message,
+            )
+            for notice in plan.unknown
+            if _kind(notice) in ("image", "podman_secret") and notice.item in items
+        ]
+        todo = [*plan.actions, *(a for a in unknown if a.kind != "image" or not self._has_image(a.name))]
+        self._images([a for a in todo if a.kind == "image"], held)
+        self._podman_secrets([a for a in todo if a.kind == "podman_secret"], items, held)
         actions = self._unit_actions(plan, self.journal.state.changed)
         self._enable([a for a in actions if a.operation == "enable"], held)
         if held:
@@ -768,13 +861,21 @@ class Apply:
         databases = {a.service for a in plan.actions if a.kind.startswith("postgresql_")}
         databases |= {n.service for n in plan.unknown if _kind(n).startswith("postgresql_")}
         databases -= set(out)
+        host = _Host(self)
         loop = services.Services(
-            _Host(self), self._watches(actions, databases), self.previous.services if self.previous else {}
+            host, self._watches(actions, databases), self.previous.services if self.previous else {}
         )
         loop.run()
+        # Logins of services that are gone: nothing waits for them.
+        for name in sorted(databases - set(loop.watches) - set(self.journal.state.held)):
+            error = host.prepare(name)
+            if error:
+                self.result.problems.append(Problem(name, "", f"{name}: {error}", "run again").to_dict())
         for name, watch in loop.watches.items():
             if watch.phase == "unhealthy":
-                self.result.problems.append(Problem(name, "", f"{name}: {watch.reason}", "it was not changed by this run").to_dict())
+                self.result.problems.append(
+                    Problem(name, "", f"{name}: {watch.reason}", "it was not changed by this run").to_dict()
+                )
             elif watch.phase == "returned" and watch.reason:
                 self.result.taken_back[name] = self.context.redactor.text(watch.reason)
         self._sentinels(loop)
@@ -790,9 +891,10 @@ class Apply:
                 verbs.setdefault(action.service, {}).setdefault(action.operation, []).append(action.name)
         # Guarded units, and what an interrupted run has started and not watched to the end.
         acted = set(verbs) | {
-            step.service for step in state.steps
+            step.service
+            for step in state.steps
             if (step.undo or {}).get("do") == "unit" and not step.undone and step.operation != "stop"
-        }  # fmt: skip
+        }
         disturbed = {name for name, todo in verbs.items() if "restart" in todo or "start" in todo}
         dependents = services.requiring(self.manifest, disturbed) - acted
         watches: list[services.Watch] = []
@@ -807,13 +909,20 @@ class Apply:
             watches.append(
                 services.Watch(
                     state=service if watched else replace(service, checks=()),
-                    start=todo.get("start", []), restart=todo.get("restart", []), reload=todo.get("reload", []),
-                    units=tuple(item.name for item in own if isinstance(item, m.Unit) and item.running) if watched else (),
+                    start=todo.get("start", []),
+                    restart=todo.get("restart", []),
+                    reload=todo.get("reload", []),
+                    units=tuple(item.name for item in own if isinstance(item, m.Unit) and item.running)
+                    if watched
+                    else (),
                     after=frozenset({*service.requires, *service.wants, *providers}),
                     changed=name in acted or name in databases,
-                )  # fmt: skip
+                )
             )
         return watches
+
+    def _has_image(self, name: str) -> bool:
+        return self.context.call(["podman", "image", "exists", name])[0] == 0
 
     def _images(self, todo: t.Sequence[Action], held: dict[str, str]) -> None:
         if not todo:
@@ -826,7 +935,7 @@ class Apply:
 
         steps = self.journal.begin_all((action.id, action.operation, action.service, None) for action in todo)
         with ThreadPoolExecutor(PULLS) as pool:
-            for action, error in zip(todo, pool.map(pull, todo)):
+            for action, error in zip(todo, pool.map(pull, todo), strict=True):
                 if error:
                     held.setdefault(action.service, f"the image {action.name} cannot be pulled: {error}")
         self.journal.done(*steps)
@@ -876,9 +985,10 @@ class Apply:
             return {}
         changed = {step.service for step in state.steps if step.undo is not None and not step.undone}
         closure = {service} | {
-            name for name in services.requiring(self.full, {service})
+            name
+            for name in services.requiring(self.full, {service})
             if name in changed or self.previous is None or name not in self.previous.services
-        }  # fmt: skip
+        }
         closure -= set(state.settled)
         self.context.say(f"taking back {', '.join(sorted(closure))}: {reason.splitlines()[0]}")
         for name in sorted(closure):
@@ -893,7 +1003,9 @@ class Apply:
         return {
             name: ()
             if name in stopped
-            else tuple(u.name for u in old if u.service == name and u.running and baseline.get(u.name, {}).get("active"))
+            else tuple(
+                u.name for u in old if u.service == name and u.running and baseline.get(u.name, {}).get("active")
+            )
             for name in closure
         }
 
@@ -902,9 +1014,13 @@ class Apply:
         baseline = self.journal.state.baseline
         wanted = services.requiring(self.full, closure) - set(self.journal.state.held)
         names = [
-            item.name for item in self.manifest.items
-            if isinstance(item, m.Unit) and item.service in wanted and item.running and baseline.get(item.name, {}).get("active")
-        ]  # fmt: skip
+            item.name
+            for item in self.manifest.items
+            if isinstance(item, m.Unit)
+            and item.service in wanted
+            and item.running
+            and baseline.get(item.name, {}).get("active")
+        ]
         down = [name for name, unit in self.context.units(names).items() if unit.active in ("inactive", "failed")]
         if down:
             self.context.call(["systemctl", "reset-failed", "--", *down])
@@ -920,9 +1036,9 @@ class Apply:
             text = held[name]
             if name in leave:
                 text += (
-                    "\nThe new version has run on the data and the change is not declared reversible: the old version is not "
-                    "started on it. Correct the new version and converge again, or restore the data from before and the old "
-                    "version with it."
+                    "\nThe new version has run on the data and the change is not declared reversible: the old version is "
+                    "not started on it. Correct the new version and converge again, or restore the data from before and "
+                    "the old version with it."
                 )
             self.result.taken_back[name] = text
         self.journal.settled(names)
@@ -932,9 +1048,10 @@ class Apply:
         if self.previous is None:
             return set()
         ran = {
-            step.service for step in self.journal.state.steps
+            step.service
+            for step in self.journal.state.steps
             if step.operation in ("start", "restart") and step.done and step.id.startswith("unit:")
-        }  # fmt: skip
+        }
         found: set[str] = set()
         for name in names:
             state = self.full.services.get(name)
@@ -980,17 +1097,24 @@ class Apply:
         scoped = {item.service for item in self.request.manifest.items} | set(self.request.manifest.services)
         # What an earlier run held back stays named until it is part of a run again.
         carried = {
-            name: reason for name, reason in self.partial.items()
+            name: reason
+            for name, reason in self.partial.items()
             if self.request.scope is not None and name not in scoped and name not in self.result.taken_back
-        }  # fmt: skip
+        }
         partial = {**carried, **{name: self.context.redactor.text(r) for name, r in self.result.taken_back.items()}}
         generation = generations.record(
-            self.layout, self.manifest, commit=self.request.commit, controller=self.request.owner, partial=partial,
+            self.layout,
+            self.manifest,
+            commit=self.request.commit,
+            controller=self.request.owner,
+            partial=partial,
             scope=self.request.scope,
-        )  # fmt: skip
+        )
         self.result.generation = generation.number
         self.result.actions = [action.to_dict() for action in self.actions.values()]
-        self.result.changed = any(not step.undone and not step.cleanup for step in state.steps if step.service or step.id == "packages")
+        self.result.changed = any(
+            not step.undone and not step.cleanup for step in state.steps if step.service or step.id == "packages"
+        )
         self.result.problems += [Problem("", "", text, "").to_dict() for text in self.context.problems]
         self.result.ok = not self.result.problems and not self.result.taken_back
 
@@ -1025,13 +1149,15 @@ class _Host:
     def prepare(self, service: str) -> str:
         """The service's roles and databases. Planned now: before, its server may not have been there to be asked."""
         names = {
-            item.id for item in self.apply.manifest.items
+            item.id
+            for item in self.apply.manifest.items
             if isinstance(item, (m.PostgresqlRole, m.PostgresqlDatabase)) and item.service == service
-        }  # fmt: skip
+        }
         old = {
-            item.id for item in (self.apply.previous.items if self.apply.previous else ())
+            item.id
+            for item in (self.apply.previous.items if self.apply.previous else ())
             if isinstance(item, (m.PostgresqlRole, m.PostgresqlDatabase)) and item.service == service
-        }  # fmt: skip
+        }
         if not names | old or service in self._databases:
             return ""
         return self._prepare_databases(service)
@@ -1040,7 +1166,9 @@ class _Host:
         run = self.apply
         plan = run._plan()
         items = run.manifest.by_id()
-        pending = [a for a in plan.actions if a.kind.startswith("postgresql_") and a.service not in run.journal.state.held]
+        pending = [
+            a for a in plan.actions if a.kind.startswith("postgresql_") and a.service not in run.journal.state.held
+        ]
         unknown = [n for n in plan.unknown if _kind(n).startswith("postgresql_") and n.service == service]
         if unknown:
             return f"PostgreSQL cannot be asked for {unknown[0].item.partition(':')[2]}: {unknown[0].message}"
@@ -1066,7 +1194,9 @@ class _Host:
         run = self.apply
         try:
             port = postgresql.port(run.manifest, run.previous, todo, items)
-            before = postgresql.roles_before(run.context.runner, [a.name for a in todo if a.kind == "postgresql_role"], port)
+            before = postgresql.roles_before(
+                run.context.runner, [a.name for a in todo if a.kind == "postgresql_role"], port
+            )
             steps = run.journal.begin_all((a.id, a.operation, a.service, self._undo(a, before, port)) for a in todo)
             self.say(f"making {len(todo)} PostgreSQL roles and databases")
             lines = postgresql.batch(todo, items, lambda name: run._secret(name, todo[0].service))
@@ -1074,7 +1204,7 @@ class _Host:
         except (CommandError, ValueError) as error:
             text = postgresql.error_text(error) if isinstance(error, CommandError) else str(error)
             return run.context.redactor.text(text)
-        except Failed as failure:
+        except RunError as failure:
             return str(failure)
         run.journal.done(*steps)
         for action in todo:
@@ -1100,12 +1230,18 @@ class _Host:
             self.context.runner.run(["systemctl", "reset-failed", "--", *units], check=False)
             done = self.context.runner.run(["systemctl", "--no-block", verb, "--", *units], check=False)
         journal.done(*steps)
-        return "" if done.returncode == 0 else f"systemctl {verb} {' '.join(units)}: {self.context.redactor.text(explain(done))}"
+        return (
+            ""
+            if done.returncode == 0
+            else f"systemctl {verb} {' '.join(units)}: {self.context.redactor.text(explain(done))}"
+        )
 
     def hold(self, service: str, reason: str) -> dict[str, tuple[str, ...]]:
         return self.apply._hold(service, reason)
 
     def last_lines(self, units: t.Sequence[str]) -> str:
         options = [option for unit in units for option in ("--unit", unit)]
-        done = self.context.runner.run(["journalctl", "--no-pager", "-q", "-o", "cat", "-n", "12", *options], check=False)
+        since = f"@{int(self.apply.journal.state.started or time.time())}"
+        argv = ["journalctl", "--no-pager", "-q", "-o", "cat", "-n", "12", "--since", since, *options]
+        done = self.context.runner.run(argv, check=False)
         return self.context.redactor.text(done.stdout.strip()[-3000:])

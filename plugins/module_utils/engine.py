@@ -18,8 +18,8 @@ from ansible_collections.hearth.homelab.plugins.module_utils.undo import Context
 PYTHON = "/usr/bin/python3"
 
 #: On failure of a run, and at boot before everything that a run may have changed: sysinit.target comes before all
-#: services, network-pre.target before the network and its firewall. Neither apt nor podman nor D-Bus is up then: files go
-#: back at once, the rest follows when the boot is done (settle.py). ``active`` exists while a run is unfinished.
+#: services, network-pre.target before the network and its firewall. Neither apt nor podman nor D-Bus is up then: files
+#: go back at once, the rest follows when the boot is done (settle.py). ``active`` exists while a run is unfinished.
 SETTLE = f"""\
 # Written by Hearth.
 [Unit]

@@ -71,12 +71,23 @@ def evaluate(
 ) -> Evaluation:
     """Observe and plan. Changes nothing."""
     observed = observe(
-        manifest, previous, generations.originals(layout), runner, root=str(layout.root), secret_reader=reader(layout),
-        state_dir="/var/lib/hearth", nonce=wanted.nonce,
-    )  # fmt: skip
+        manifest,
+        previous,
+        generations.originals(layout),
+        runner,
+        root=str(layout.root),
+        secret_reader=reader(layout),
+        state_dir="/var/lib/hearth",
+        nonce=wanted.nonce,
+    )
     blobs = frozenset(os.listdir(layout.blobs)) if layout.blobs.is_dir() else frozenset()
     plan = planner.plan(
-        observed, manifest, previous, scope=None if scope is None else frozenset(scope), secret_digests=wanted.digests,
-        blobs_present=blobs, start_empty=start_empty,
-    )  # fmt: skip
+        observed,
+        manifest,
+        previous,
+        scope=None if scope is None else frozenset(scope),
+        secret_digests=wanted.digests,
+        blobs_present=blobs,
+        start_empty=start_empty,
+    )
     return Evaluation(observed, plan)

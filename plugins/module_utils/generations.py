@@ -60,9 +60,14 @@ class Generation:
     @classmethod
     def from_dict(cls, data: t.Mapping[str, t.Any]) -> Generation:
         return cls(
-            data["number"], Manifest.from_dict(data["manifest"]), data.get("created", 0.0), data.get("commit", ""),
-            data.get("controller", ""), data.get("partial", {}), data.get("scope"),
-        )  # fmt: skip
+            data["number"],
+            Manifest.from_dict(data["manifest"]),
+            data.get("created", 0.0),
+            data.get("commit", ""),
+            data.get("controller", ""),
+            data.get("partial", {}),
+            data.get("scope"),
+        )
 
 
 def current(layout: Layout) -> Generation | None:
@@ -243,4 +248,6 @@ def prune(layout: Layout, keep: int = KEEP) -> None:
 
 
 def _digests(manifest: t.Mapping[str, t.Any]) -> set[str]:
-    return {entry["digest"] for entry in manifest.get("items", ()) if entry.get("kind") == File.kind and "digest" in entry}
+    return {
+        entry["digest"] for entry in manifest.get("items", ()) if entry.get("kind") == File.kind and "digest" in entry
+    }

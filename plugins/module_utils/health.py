@@ -82,7 +82,7 @@ def parse_units(wanted: t.Sequence[str], output: str) -> dict[str, UnitStatus]:
     """The states in the output of ``systemctl show``, by the names asked for."""
     result = {name: UnitStatus(name) for name in wanted}
     blocks = [block for block in output.split("\n\n") if block.strip()]
-    for name, block in zip(wanted, blocks):
+    for name, block in zip(wanted, blocks, strict=False):
         values = dict(line.partition("=")[::2] for line in block.strip().splitlines())
         result[name] = UnitStatus(
             name=name,
@@ -153,9 +153,13 @@ def _http(check: Check) -> str:
 def _command(check: Check) -> str:
     try:
         done = subprocess.run(
-            as_user(check.user, check.argv), stdin=subprocess.DEVNULL, capture_output=True, timeout=check.timeout, cwd="/",
+            as_user(check.user, check.argv),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=check.timeout,
+            cwd="/",
             check=False,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         return f"{describe(check)}: not done in {check.timeout:g} s"
     if done.returncode == 0:
@@ -170,9 +174,16 @@ def as_user(user: str, argv: t.Sequence[str]) -> list[str]:
         return list(argv)
     entry = pwd.getpwnam(user) if not user.isdecimal() else pwd.getpwuid(int(user))
     return [
-        "setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--init-groups",
-        "env", f"HOME={entry.pw_dir}", f"USER={entry.pw_name}", f"LOGNAME={entry.pw_name}", *argv,
-    ]  # fmt: skip
+        "setpriv",
+        f"--reuid={entry.pw_uid}",
+        f"--regid={entry.pw_gid}",
+        "--init-groups",
+        "env",
+        f"HOME={entry.pw_dir}",
+        f"USER={entry.pw_name}",
+        f"LOGNAME={entry.pw_name}",
+        *argv,
+    ]
 
 
 def run_checks(checks: t.Mapping[str, t.Sequence[Check]]) -> dict[str, list[str]]:
@@ -181,9 +192,7 @@ def run_checks(checks: t.Mapping[str, t.Sequence[Check]]) -> dict[str, list[str]
     result: dict[str, list[str]] = {service: [] for service in checks}
     if jobs:
         with ThreadPoolExecutor(min(WORKERS, len(jobs))) as pool:
-            for (service, _), found in zip(jobs, pool.map(lambda job: run_check(job[1]), jobs)):
+            for (service, _), found in zip(jobs, pool.map(lambda job: run_check(job[1]), jobs), strict=True):
                 if found:
                     result[service].append(found)
     return result
-
-

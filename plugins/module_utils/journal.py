@@ -35,7 +35,7 @@ UNDOING = "undoing"
 
 @dataclass
 class Step:
-    """One step as the journal knows it. ``undo`` is data for ``undo.undo_step``; ``cleanup`` steps are always undone."""
+    """One step. ``undo`` is data for ``undo.undo_steps``; ``cleanup`` steps are undone whatever the run's result."""
 
     number: int
     id: str
@@ -76,9 +76,13 @@ class State:
             self.boot = self.boot or record.get("boot", "")
         elif kind == "begin":
             step = Step(
-                record["step"], record["id"], record["operation"], record["service"],
-                record.get("undo"), record.get("cleanup", False),
-            )  # fmt: skip
+                record["step"],
+                record["id"],
+                record["operation"],
+                record["service"],
+                record.get("undo"),
+                record.get("cleanup", False),
+            )
             self.steps.append(step)
         elif kind in ("done", "undone"):
             for number in record["steps"]:
@@ -204,22 +208,28 @@ class Journal:
         self._write({"type": "baseline", "units": {name: dict(value) for name, value in units.items()}})
 
     def begin(
-        self, id: str, operation: str, service: str, undo: dict[str, t.Any] | None = None, cleanup: bool = False
+        self, item: str, operation: str, service: str, undo: dict[str, t.Any] | None = None, cleanup: bool = False
     ) -> int:
         """Announce one step; its number."""
-        return self.begin_all([(id, operation, service, undo)], cleanup)[0]
+        return self.begin_all([(item, operation, service, undo)], cleanup)[0]
 
     def begin_all(
         self, steps: t.Iterable[tuple[str, str, str, dict[str, t.Any] | None]], cleanup: bool = False
     ) -> list[int]:
         """Announce steps that are done together, with one fsync; their numbers."""
         records: list[dict[str, t.Any]] = []
-        for id, operation, service, undo in steps:
+        for item, operation, service, undo in steps:
             records.append(
                 {
-                    "type": "begin", "step": self._next, "id": id, "operation": operation, "service": service,
-                    "undo": undo, "cleanup": cleanup, "time": time.time(),
-                }  # fmt: skip
+                    "type": "begin",
+                    "step": self._next,
+                    "id": item,
+                    "operation": operation,
+                    "service": service,
+                    "undo": undo,
+                    "cleanup": cleanup,
+                    "time": time.time(),
+                }
             )
             self._next += 1
         self._write(*records)

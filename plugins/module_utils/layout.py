@@ -94,8 +94,15 @@ class Layout:
     def prepare(self) -> None:
         """Make the state directories, root's only."""
         for path in (
-            self.state, self.agents, self.blobs, self.secrets, self.generations, self.originals, self.runs, self.runtime,
-        ):  # fmt: skip
+            self.state,
+            self.agents,
+            self.blobs,
+            self.secrets,
+            self.generations,
+            self.originals,
+            self.runs,
+            self.runtime,
+        ):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in (self.state, self.runtime):
             os.chmod(path, 0o700)

@@ -24,10 +24,19 @@ LISTS_AGE = 24 * 3600
 
 #: Conffiles: ours stay (a file that was placed before its package is such a one); apt waits for other apt processes.
 APT = (
-    "apt-get", "-y", "-q", "--no-install-recommends",
-    "-o", "Dpkg::Options::=--force-confold", "-o", "Dpkg::Options::=--force-confdef",
-    "-o", "DPkg::Lock::Timeout=120", "-o", "Dpkg::Use-Pty=0",
-)  # fmt: skip
+    "apt-get",
+    "-y",
+    "-q",
+    "--no-install-recommends",
+    "-o",
+    "Dpkg::Options::=--force-confold",
+    "-o",
+    "Dpkg::Options::=--force-confdef",
+    "-o",
+    "DPkg::Lock::Timeout=120",
+    "-o",
+    "Dpkg::Use-Pty=0",
+)
 
 #: needrestart(1) lists only; ucf(1) keeps what is there.
 ENVIRONMENT = {
@@ -128,8 +137,8 @@ def simulate(context: Context, names: t.Sequence[str], fresh_sources: bool) -> S
         unknown = parse_unknown(done.stderr) or []
         if unknown:
             raise PackageError(
-                f"there is no package {', '.join(unknown)} in this host's package sources; correct the name, or declare "
-                "the source that has it (native.repository)",
+                f"there is no package {', '.join(unknown)} in this host's package sources; correct the name, or "
+                "declare the source that has it (native.repository)",
                 unknown,
             )
         raise PackageError(f"the packages cannot be installed together: {explain(done, 15)}", names)

@@ -16,7 +16,12 @@ from dataclasses import asdict, dataclass
 
 from ansible_collections.hearth.homelab.plugins.module_utils import scram
 from ansible_collections.hearth.homelab.plugins.module_utils.actions import Action
-from ansible_collections.hearth.homelab.plugins.module_utils.manifest import Item, Manifest, PostgresqlDatabase, PostgresqlRole
+from ansible_collections.hearth.homelab.plugins.module_utils.manifest import (
+    Item,
+    Manifest,
+    PostgresqlDatabase,
+    PostgresqlRole,
+)
 from ansible_collections.hearth.homelab.plugins.module_utils.runner import CommandError, Completed, Runner, explain
 
 #: -X: no psqlrc; -q: quiet; ON_ERROR_STOP: the first error ends the batch with exit status 3 (psql(1)).
@@ -94,9 +99,7 @@ def database_sql(item: PostgresqlDatabase, exists: bool) -> list[str]:
     return lines
 
 
-def batch(
-    actions: t.Iterable[Action], items: t.Mapping[str, Item], secret: t.Callable[[str], str]
-) -> list[str]:
+def batch(actions: t.Iterable[Action], items: t.Mapping[str, Item], secret: t.Callable[[str], str]) -> list[str]:
     """The whole batch: roles first, since databases name them as owners."""
     roles: list[str] = []
     databases: list[str] = []
@@ -115,9 +118,13 @@ def batch(
 def execute(runner: Runner, lines: t.Sequence[str], port: str = "") -> Completed:
     """Run a batch; CommandError without the statements (they may have verifiers)."""
     done = runner.run(
-        [*PSQL, *(["-p", port] if port else []), "-f", "-"], input=("\n".join(lines) + "\n").encode(), user="postgres", timeout=300, check=False,
+        [*PSQL, *(["-p", port] if port else []), "-f", "-"],
+        input=("\n".join(lines) + "\n").encode(),
+        user="postgres",
+        timeout=300,
+        check=False,
         env={"PGOPTIONS": "-c client_min_messages=warning"},
-    )  # fmt: skip
+    )
     if done.returncode != 0:
         raise CommandError(done)
     return done
@@ -133,7 +140,7 @@ def roles_before(runner: Runner, names: t.Sequence[str], port: str = "") -> dict
         return {}
     wanted = ", ".join(literal(name) for name in names)
     query = (
-        "SELECT json_build_object('name', rolname, 'login', rolcanlogin, 'password', rolpassword) "
+        "SELECT json_build_object('name', rolname, 'login', rolcanlogin, 'password', rolpassword) "  # noqa: S608 (quoted)
         f"FROM pg_authid WHERE rolname IN ({wanted});"
     )
     found: dict[str, RoleState] = {}
@@ -150,7 +157,8 @@ def restore_role(runner: Runner, name: str, before: RoleState | None, port: str 
     if before is None:
         exists = f"EXISTS (SELECT 1 FROM pg_roles WHERE rolname = {literal(name)})"
         # \gexec runs what the query returns: nothing, when there is no such role.
-        execute(runner, [f"SELECT {literal(f'ALTER ROLE {quoted} NOLOGIN')} WHERE {exists} \\gexec"], port)
+        statement = literal(f"ALTER ROLE {quoted} NOLOGIN")
+        execute(runner, [f"SELECT {statement} WHERE {exists} \\gexec"], port)  # noqa: S608 (quoted)
         return
     password = "NULL" if before.password is None else literal(before.password)
     execute(runner, [f"ALTER ROLE {quoted} {'LOGIN' if before.login else 'NOLOGIN'} PASSWORD {password};"], port)

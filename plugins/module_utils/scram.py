@@ -32,10 +32,17 @@ def saslprep(text: str) -> str:
     )
     prepared = unicodedata.normalize("NFKC", mapped)
     forbidden = (
-        stringprep.in_table_c12, stringprep.in_table_c21_c22, stringprep.in_table_c3, stringprep.in_table_c4,
-        stringprep.in_table_c5, stringprep.in_table_c6, stringprep.in_table_c7, stringprep.in_table_c8,
-        stringprep.in_table_c9, stringprep.in_table_a1,
-    )  # fmt: skip
+        stringprep.in_table_c12,
+        stringprep.in_table_c21_c22,
+        stringprep.in_table_c3,
+        stringprep.in_table_c4,
+        stringprep.in_table_c5,
+        stringprep.in_table_c6,
+        stringprep.in_table_c7,
+        stringprep.in_table_c8,
+        stringprep.in_table_c9,
+        stringprep.in_table_a1,
+    )
     if not prepared or any(check(char) for char in prepared for check in forbidden):
         return text
     if any(stringprep.in_table_d1(char) for char in prepared):  # right to left: RFC 3454 section 6

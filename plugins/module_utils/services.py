@@ -93,7 +93,9 @@ def requiring(manifest: Manifest, services: t.Collection[str]) -> set[str]:
     found = set(services)
     while True:
         more = {
-            name for name, state in manifest.services.items() if name not in found and not found.isdisjoint(state.requires)
+            name
+            for name, state in manifest.services.items()
+            if name not in found and not found.isdisjoint(state.requires)
         }
         if not more:
             return found
@@ -128,7 +130,7 @@ class Services:
             if other is None or other is watch:
                 continue
             if name in watch.state.requires:
-                # One that is over will not get better by waiting; what requires a held one and was changed is held, too.
+                # One that is over will not get better by waiting; what was changed and requires a held one is held.
                 if other.phase not in ("settling", "well") and not other.over:
                     return False
             elif other.phase in ("waiting", "starting"):
@@ -200,9 +202,15 @@ class Services:
         units = [statuses[unit] for unit in watch.units]
         failed = [unit.name for unit in units if unit.failed]
         idle = [unit.name for unit in units if unit.active == "inactive" and not unit.job]
-        missing = [unit.name for unit in units if unit.load in ("not-found", "bad-setting", "error") and unit.active == "inactive"]
+        missing = [
+            unit.name
+            for unit in units
+            if unit.load in ("not-found", "bad-setting", "error") and unit.active == "inactive"
+        ]
         if failed:
-            self._fail(watch, f"{', '.join(failed)} failed ({', '.join(statuses[name].result for name in failed)})", failed)
+            self._fail(
+                watch, f"{', '.join(failed)} failed ({', '.join(statuses[name].result for name in failed)})", failed
+            )
         elif missing:
             self._fail(watch, f"{', '.join(missing)}: {statuses[missing[0]].load}", missing)
         elif idle and elapsed >= INACTIVE_LIMIT:
@@ -223,7 +231,10 @@ class Services:
             if status.failed:
                 self._fail(watch, f"{unit} failed ({status.result})", [unit])
                 return
-            if (status.invocation, status.restarts) != watch.marks[unit] or status.active not in ("active", "reloading"):
+            if (status.invocation, status.restarts) != watch.marks[unit] or status.active not in (
+                "active",
+                "reloading",
+            ):
                 text = "restarted" if status.active in ("active", "activating") else f"became {status.active}"
                 self._fail(watch, f"{unit} {text} within {watch.state.settle} s after its start", [unit])
                 return

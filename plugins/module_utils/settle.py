@@ -27,13 +27,18 @@ from ansible_collections.hearth.homelab.plugins.module_utils import engine, gene
 from ansible_collections.hearth.homelab.plugins.module_utils.actions import Problem
 from ansible_collections.hearth.homelab.plugins.module_utils.apply import Apply, Request, Result
 from ansible_collections.hearth.homelab.plugins.module_utils.journal import UNDOING, Journal
-from ansible_collections.hearth.homelab.plugins.module_utils.layout import Layout, fsync_directory, read_json, write_json
+from ansible_collections.hearth.homelab.plugins.module_utils.layout import (
+    Layout,
+    fsync_directory,
+    read_json,
+    write_json,
+)
 from ansible_collections.hearth.homelab.plugins.module_utils.redact import Redactor
 from ansible_collections.hearth.homelab.plugins.module_utils.runner import CommandError, Runner
 from ansible_collections.hearth.homelab.plugins.module_utils.undo import Context
 
 
-class Locked(Exception):
+class LockedError(Exception):
     """Another run holds the lock; the message names it."""
 
     def __init__(self, holder: t.Mapping[str, t.Any]) -> None:
@@ -45,7 +50,9 @@ def describe(holder: t.Mapping[str, t.Any]) -> str:
     """Who holds the lock, for people."""
     since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(holder.get("since", 0)))
     who = holder.get("owner") or "somebody"
-    return f"{who} is applying run {holder.get('run', '?')} on this host since {since} (process {holder.get('pid', '?')})"
+    return (
+        f"{who} is applying run {holder.get('run', '?')} on this host since {since} (process {holder.get('pid', '?')})"
+    )
 
 
 class Lock:
@@ -63,7 +70,7 @@ class Lock:
                 if time.monotonic() >= end:
                     found = read_json(layout.lock, {}) if layout.lock.stat().st_size else {}
                     os.close(self._handle)
-                    raise Locked(found) from None
+                    raise LockedError(found) from None
                 time.sleep(0.1)
         os.ftruncate(self._handle, 0)
         text = json.dumps({"run": run, "owner": owner, "pid": os.getpid(), "since": time.time()})
@@ -159,7 +166,9 @@ def settle(layout: Layout, runner: Runner, early: bool | None = None) -> list[Re
     if not unfinished:
         active = (layout.state / "active").resolve()
         if active.parent == layout.runs.resolve() and active.is_dir() and not (active / "result.json").exists():
-            write_json(active / "result.json", _interrupted(Result(active.name), "before anything was changed").to_dict())
+            write_json(
+                active / "result.json", _interrupted(Result(active.name), "before anything was changed").to_dict()
+            )
             shutil.rmtree(layout.transit(active.name), ignore_errors=True)
         (layout.state / "active").unlink(missing_ok=True)
         _stray_policy(layout)
@@ -173,11 +182,16 @@ def settle(layout: Layout, runner: Runner, early: bool | None = None) -> list[Re
         # Ordered after the boot only where both are queued: it does not wait for a target that is not coming.
         runner.run(
             [
-                "systemd-run", "--no-block", "--quiet", "--collect", "--unit=hearth-settle-late",
-                "--property=After=multi-user.target", *engine.command(layout, "settle"),
+                "systemd-run",
+                "--no-block",
+                "--quiet",
+                "--collect",
+                "--unit=hearth-settle-late",
+                "--property=After=multi-user.target",
+                *engine.command(layout, "settle"),
             ],
             check=False,
-        )  # fmt: skip
+        )
     return results
 
 
@@ -208,7 +222,7 @@ def _forward(layout: Layout, context: Context, request: Request) -> Result:
     undo.clean(context)
     try:
         result = Apply(context, request, transit_secrets(layout, request.run), lambda: True).resume()
-    except Exception as error:  # noqa: BLE001: a run that can be neither finished nor undone would block the host
+    except Exception as error:
         context.journal.phase(UNDOING, f"it could not be finished ({type(error).__name__}: {error})")
         return _backward(layout, context, request)
     if not result.undone:
@@ -228,7 +242,9 @@ def _backward(layout: Layout, context: Context, request: Request) -> Result:
         _finish_packages(context)
         undo.clean(context)
     undo.take_back(context, None, planner.merge(request.manifest, previous, request.scope), previous)
-    result = _interrupted(Result(request.run, undone=True), f"and everything was undone{': ' + reason if reason else ''}")
+    result = _interrupted(
+        Result(request.run, undone=True), f"and everything was undone{': ' + reason if reason else ''}"
+    )
     result.problems += [Problem("", "", text, "").to_dict() for text in context.problems]
     if context.early:
         return result

@@ -181,7 +181,14 @@ def _restore_package_units(context: Context, data: t.Mapping[str, t.Any]) -> Non
 def enabled_units(context: Context) -> list[str]:
     """Names of all enabled services, sockets, timers and paths."""
     _, output, _ = context.call(
-        ["systemctl", "list-unit-files", "--state=enabled", "--type=service,socket,timer,path", "--no-legend", "--no-pager"]
+        [
+            "systemctl",
+            "list-unit-files",
+            "--state=enabled",
+            "--type=service,socket,timer,path",
+            "--no-legend",
+            "--no-pager",
+        ]
     )
     return sorted(line.split()[0] for line in output.splitlines() if line.split())
 
@@ -264,8 +271,7 @@ def clean(context: Context) -> None:
 def reads_unit_files(steps: t.Iterable[Step]) -> bool:
     """Whether systemd must read its unit files again after these steps."""
     return any(
-        (step.undo or {}).get("do") == "enabled"
-        or str((step.undo or {}).get("path", "")).startswith(_UNIT_DIRECTORIES)
+        (step.undo or {}).get("do") == "enabled" or str((step.undo or {}).get("path", "")).startswith(_UNIT_DIRECTORIES)
         for step in steps
     )
 
@@ -356,9 +362,10 @@ def take_back(
     rebooted = bool(state.boot) and state.boot != boot_id()
     # All steps of these services, also those undone before an interruption: their units may still have to follow.
     all_steps = [
-        step for step in reversed(state.steps)
+        step
+        for step in reversed(state.steps)
         if step.undo is not None and not step.cleanup and (services is None or step.service in services)
-    ]  # fmt: skip
+    ]
     work = unit_work(all_steps, services, state.baseline, touched, manifest, previous, rebooted, leave_stopped)
     if context.early:
         undo_steps(context, steps)
@@ -374,8 +381,10 @@ def take_back(
     firewalls = [step for step in steps if (step.undo or {}).get("do") == "firewall"]
     if services is not None and not firewalls:
         _reload_firewall(context, manifest, steps)
-    if work.restart or work.start:
-        context.call(["systemctl", "reset-failed", "--", *work.restart, *work.start])
+    if work.stop or work.restart or work.start:
+        # A unit that is gone is not a failed one, and one that starts again has its start limit anew.
+        for unit in (*work.stop, *work.restart, *work.start):
+            context.call(["systemctl", "reset-failed", "--", unit])
     _act(context, "start", work.start)
     _act(context, "restart", work.restart)
     _act(context, "reload-or-restart", work.reload)
@@ -384,7 +393,9 @@ def take_back(
 
 def _loaded(context: Context, units: t.Sequence[str]) -> list[str]:
     """Those of ``units`` that systemd knows: stopping another one is an error (systemctl(1))."""
-    return [name for name, unit in context.units(units).items() if unit.load != "not-found" or unit.active != "inactive"]
+    return [
+        name for name, unit in context.units(units).items() if unit.load != "not-found" or unit.active != "inactive"
+    ]
 
 
 def _reload_firewall(context: Context, manifest: Manifest, steps: t.Sequence[Step]) -> None:

@@ -39,7 +39,7 @@ _MS_NOSUID, _MS_NODEV = 2, 4
 
 @dataclass(frozen=True)
 class Staged:
-    """What shall be at ``path``: a file (``content``), a link (``target``), a ``directory``, or nothing (``removed``)."""
+    """What shall be at ``path``: a file (``content``), link (``target``), ``directory``, or nothing (``removed``)."""
 
     path: str
     content: bytes | None = None
@@ -104,7 +104,11 @@ def covers(paths: t.Iterable[str], device: t.Callable[[str], int | None]) -> lis
 
 
 def run(
-    validators: t.Sequence[Validator], staged: t.Sequence[Staged], mountpoint: Path, agent: Path, timeout: float = TIMEOUT
+    validators: t.Sequence[Validator],
+    staged: t.Sequence[Staged],
+    mountpoint: Path,
+    agent: Path,
+    timeout: float = TIMEOUT,
 ) -> list[Failure]:
     """Run ``validators`` on the ``staged`` tree in a namespace of its own; what they refused.
 
@@ -121,8 +125,11 @@ def run(
     }
     done = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "--", sys.executable, "-I", str(agent), "validate"],
-        input=json.dumps(request).encode(), capture_output=True, check=False, timeout=timeout * (1 + len(validators)),
-    )  # fmt: skip
+        input=json.dumps(request).encode(),
+        capture_output=True,
+        check=False,
+        timeout=timeout * (1 + len(validators)),
+    )
     try:
         answer = json.loads(done.stdout)
     except ValueError:
@@ -130,7 +137,9 @@ def run(
         raise OSError(f"the staged files cannot be shown to their validators: {noise[-2000:]}") from None
     if "error" in answer:
         raise OSError(f"the staged files cannot be shown to their validators: {answer['error']}")
-    return [Failure(entry["service"], entry["name"], tuple(entry["argv"]), entry["message"]) for entry in answer["failures"]]
+    return [
+        Failure(entry["service"], entry["name"], tuple(entry["argv"]), entry["message"]) for entry in answer["failures"]
+    ]
 
 
 # --- inside the namespace ---------------------------------------------------------------------------------------
@@ -151,7 +160,7 @@ def inside(request: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     return {
         "failures": [
             {"service": validator.service, "name": validator.name, "argv": list(validator.argv), "message": message}
-            for validator, message in zip(validators, messages)
+            for validator, message in zip(validators, messages, strict=True)
             if message is not None
         ]
     }
@@ -161,9 +170,14 @@ def _validate(validator: Validator, timeout: float) -> str | None:
     """None if the validator accepts, otherwise what it said."""
     try:
         done = subprocess.run(
-            as_user(validator.user, validator.argv), stdin=subprocess.DEVNULL, capture_output=True, cwd="/", check=False,
-            timeout=timeout, env={**os.environ, "LC_ALL": "C.UTF-8", "SYSTEMD_COLORS": "0", "NO_COLOR": "1"},
-        )  # fmt: skip
+            as_user(validator.user, validator.argv),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            cwd="/",
+            check=False,
+            timeout=timeout,
+            env={**os.environ, "LC_ALL": "C.UTF-8", "SYSTEMD_COLORS": "0", "NO_COLOR": "1"},
+        )
     except FileNotFoundError:
         return "the program is not installed"
     except (OSError, KeyError) as error:
@@ -172,7 +186,9 @@ def _validate(validator: Validator, timeout: float) -> str | None:
         return f"no result in {timeout:g} s"
     if done.returncode == 0:
         return None
-    text = "\n".join(part for part in (done.stderr.decode("utf-8", "replace"), done.stdout.decode("utf-8", "replace")) if part)
+    text = "\n".join(
+        part for part in (done.stderr.decode("utf-8", "replace"), done.stdout.decode("utf-8", "replace")) if part
+    )
     return f"exit status {done.returncode}: {text.strip()[-4000:]}"
 
 
@@ -230,9 +246,7 @@ def _cover(top: str, lower: int, base: str) -> None:
 
 
 def _size(path: str) -> int:
-    return sum(
-        os.lstat(os.path.join(base, name)).st_size for base, _, names in os.walk(path) for name in names
-    )  # fmt: skip
+    return sum(os.lstat(os.path.join(base, name)).st_size for base, _, names in os.walk(path) for name in names)
 
 
 def _special(directory: str, names: list[str]) -> list[str]:

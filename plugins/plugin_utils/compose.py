@@ -427,6 +427,15 @@ class _Composer:
         """Compiles what the inventory says; a role is compiled once, when it is read."""
         override = draft.entry.get("override") or {}
         own = draft.entry.get("contribution") or {}
+        for key, data in (("override", override), ("contribution", own)):
+            if layers.vaulted(data):
+                draft.broken = True
+                host.failed.add(draft.name)
+                self.report.error(
+                    layers.NO_SECRETS, host=host.name, service=draft.name, path=f"{layers.SERVICES}.{draft.name}.{key}",
+                    **layers.entry_place(draft.entry, key).where,
+                )  # fmt: skip
+                return
         draft.override, draft.own = override, own
         if draft.role:
             draft.first, draft.rest = draft.role.first, draft.role.rest
@@ -479,7 +488,7 @@ class _Composer:
         others = [
             name for name in names
             if name in raw and name not in _CORE_NAMES and name not in defaults and name not in _OWN_NAMES
-            and name not in _OPAQUE and name not in late
+            and name not in _OPAQUE and not name.endswith("_secrets") and name not in late
         ]  # fmt: skip
         values, failed = self.source.resolve(raw, [*options, *others])
         unresolved = {problem.name: problem for problem in failed}
@@ -665,7 +674,9 @@ class _Composer:
         text = _nicer(message, draft.view)
         hint = ""
         if match := re.match(r"^'(\w+)' is undefined", text):
-            hint = nearest(match[1], (*host.variables, *draft.overlay, "service", "providers"))
+            hint = _unavailable(match[1]) or nearest(
+                match[1], (*host.variables, *draft.overlay, "service", "providers")
+            )
         shown = dotted(path)
         self.report.error(
             text,
@@ -974,9 +985,8 @@ class _Composer:
         for service in (*host.drafts, sops_keys.PEOPLE):
             value = host.raw.get(f"{service}_secrets")
             if isinstance(value, str):
-                value = self.source.resolve(_CORE_DEFAULTS | host.raw, [f"{service}_secrets"])[0].get(
-                    f"{service}_secrets"
-                )
+                name = f"{service}_secrets"
+                value = self.source.resolve(_CORE_DEFAULTS | host.raw, [name], secrets=True)[0].get(name)
             if isinstance(value, dict):
                 found.update(f"{service}/{key}" for key, entry in value.items() if entry is not None)
         return frozenset(found)
@@ -1053,6 +1063,15 @@ def _mappings(value: dict[str, t.Any]) -> list[tuple[str, dict[str, t.Any]]]:
 
 def _number(value: t.Any) -> t.Any:
     return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
+def _unavailable(name: str) -> str:
+    """What to do about a variable that Ansible has and that templates here do not see."""
+    if name in _OPAQUE:
+        return f"{name} is not available here: set a variable to what you need of it, and use that"
+    if name.endswith("_secrets"):
+        return "a plan never contains a secret: use service.secrets.KEY, which is filled in on the host"
+    return ""
 
 
 def _valid_name(name: str) -> str:
@@ -1154,8 +1173,8 @@ def ensure(
     ``services`` are added to these hosts: roles that are used alone. AnsibleActionFail carries the whole report, and
     ``problems`` in its result.
     """
-    source = Source.of_action(action, task_vars)
     names = tuple(dict.fromkeys(services))
+    source = Source.of_action(action, task_vars, alone=bool(names))
     limit = [
         host
         for host in dict.fromkeys((*(task_vars.get("ansible_play_hosts_all") or ()), *hosts))

@@ -620,7 +620,8 @@ def _secrets(check: _Check) -> None:
             if used:
                 check.report.error(
                     f"the secrets file {message}", host=host.name, file=file, line=line,
-                    remedy=f"encrypt it: sops encrypt --in-place {short_path(file)}",
+                    remedy=f"encrypt it: sops encrypt --in-place {short_path(file)}"
+                    if "encrypted" in message else "correct it, or remove it",
                 )  # fmt: skip
         broken = {file for file, _line, _message in names.unreadable}
         for service in host.services.values():

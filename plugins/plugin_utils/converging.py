@@ -10,6 +10,7 @@ import typing as t
 import urllib.parse
 
 from ansible.errors import AnsibleActionFail
+from ansible_collections.hearth.homelab.plugins.module_utils import planner
 from ansible_collections.hearth.homelab.plugins.module_utils.manifest import Manifest
 from ansible_collections.hearth.homelab.plugins.plugin_utils.errors import nearest
 from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import HostPlan
@@ -44,10 +45,9 @@ def scope(manifest: Manifest, *, only: t.Sequence[str] | None, tiers: t.Sequence
 
 
 def secret_names(manifest: Manifest, services: frozenset[str] | None) -> list[str]:
-    """Names of the secrets whose values this run compares."""
-    return [
-        item.name for item in manifest.items if item.kind == "secret" and (services is None or item.service in services)
-    ]
+    """Names of the secrets whose values this run compares: those of the services, and those that their items use."""
+    ids = planner.applied(manifest, services)
+    return [item.name for item in manifest.items if item.kind == "secret" and item.id in ids]
 
 
 def compared(plan: HostPlan, answer: t.Mapping[str, t.Any], *, check: bool) -> dict[str, t.Any]:

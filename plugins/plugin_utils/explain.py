@@ -95,7 +95,7 @@ def explain(model: type[BaseModel], entry: t.Any, location: t.Sequence[str | int
         keys = keys_at(model, location)
         return f"found {shown(found)}; allowed: a mapping" + (f" with {', '.join(sorted(keys))}" if keys else ""), ""
     words_of = {
-        "int_parsing": "a whole number", "int_type": "a whole number", "int_from_float": "a whole number",
+        "int_parsing": "an integer", "int_type": "an integer", "int_from_float": "an integer",
         "bool_parsing": "true or false", "bool_type": "true or false", "string_type": "text",
         "list_type": "a list", "float_parsing": "a number", "float_type": "a number",
     }  # fmt: skip

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ansible import constants, context
-from ansible._internal._datatag._tags import Origin, TrustedAsTemplate
+from ansible._internal._datatag._tags import Origin, TrustedAsTemplate, VaultedValue
 from ansible.errors import AnsibleError
 from ansible.inventory.helpers import sort_groups
 from ansible.parsing.vault import EncryptedString
@@ -113,9 +113,12 @@ def trusted(value: str) -> bool:
 
 
 def trust(value: t.Any) -> t.Any:
-    """The same data with all strings that hold templates trusted: for files of roles, read without Ansible's loader."""
+    """The same data with all strings that hold templates trusted: for files of roles, read without Ansible's loader.
+
+    A subclass of str (what ``!unsafe`` gave) stays as it is.
+    """
     if isinstance(value, str):
-        return trust_as_template(value) if is_template(value) else value
+        return trust_as_template(value) if type(value) is str and is_template(value) else value
     if isinstance(value, dict):
         return {key: trust(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -158,6 +161,22 @@ def templated(value: t.Any) -> bool:
     return False
 
 
+def vaulted(value: t.Any) -> bool:
+    """Whether a value, at any depth, is or was a string encrypted with Ansible Vault."""
+    if isinstance(value, EncryptedString) or VaultedValue.is_tagged_on(value):
+        return True
+    if isinstance(value, dict):
+        return any(vaulted(entry) for entry in value.values())
+    return isinstance(value, list | tuple) and any(vaulted(entry) for entry in value)
+
+
+#: Why a vaulted value cannot be used here.
+NO_SECRETS = (
+    "it is encrypted with Ansible Vault, and a plan never contains a secret: give it in a secrets file, or in the variable "
+    "<service>_secrets, and use service.secrets.KEY"
+)
+
+
 @dataclass(frozen=True)
 class Setting:
     """One ``hearth_services`` or ``hearth_services__*`` variable as one source sets it."""
@@ -187,12 +206,16 @@ class Unresolved:
 class Source:
     """All variables of the whole inventory, whatever the limit is."""
 
-    def __init__(self, inventory: t.Any, manager: t.Any, loader: t.Any, play: t.Any = None) -> None:
-        """``inventory``, ``manager`` and ``loader`` are Ansible's InventoryManager, VariableManager, DataLoader."""
+    def __init__(self, inventory: t.Any, manager: t.Any, loader: t.Any, play: t.Any = None, task: t.Any = None) -> None:
+        """``inventory``, ``manager`` and ``loader`` are Ansible's InventoryManager, VariableManager, DataLoader.
+
+        ``task`` is that of a role that is used alone: the role's parameters and variables count then.
+        """
         self._inventory = inventory
         self._manager = manager
         self._loader = loader
         self._play = play
+        self._task = task
         self._cache: dict[tuple[str, str, str], tuple[Layer, ...]] = {}
         self._plain: dict[int, tuple[t.Any, bool, t.Any]] = {}
         self._hosts: dict[str, t.Any] = {
@@ -200,10 +223,13 @@ class Source:
         }
 
     @classmethod
-    def of_action(cls, action: t.Any, task_vars: t.Mapping[str, t.Any]) -> Source:
-        """The source behind a running action plugin."""
+    def of_action(cls, action: t.Any, task_vars: t.Mapping[str, t.Any], alone: bool = False) -> Source:
+        """The source behind a running action plugin; ``alone`` in a role that is used without the site's play."""
         hostvars = task_vars["hostvars"]
-        return cls(hostvars._inventory, hostvars._variable_manager, hostvars._loader, action._task.get_play())
+        task = action._task
+        return cls(
+            hostvars._inventory, hostvars._variable_manager, hostvars._loader, task.get_play(), task if alone else None
+        )
 
     @property
     def hosts(self) -> list[str]:
@@ -270,7 +296,9 @@ class Source:
         names = self.hosts if self._play is not None else None
         return t.cast(
             "dict[str, t.Any]",
-            self._manager.get_vars(play=self._play, host=self._hosts[host], _hosts=names, _hosts_all=names),
+            self._manager.get_vars(
+                play=self._play, host=self._hosts[host], task=self._task, _hosts=names, _hosts_all=names
+            ),
         )
 
     # --- hearth_services, layer by layer -----------------------------------------------------------------------------
@@ -356,8 +384,12 @@ class Source:
             known = self._plain[id(value)] = (value, needed, None if needed else plain(value))
         return known[1], known[2]
 
-    def resolve(self, variables: dict[str, t.Any], names: t.Iterable[str]) -> tuple[dict[str, t.Any], list[Unresolved]]:
+    def resolve(
+        self, variables: dict[str, t.Any], names: t.Iterable[str], secrets: bool = False
+    ) -> tuple[dict[str, t.Any], list[Unresolved]]:
         """The values of these variables (those that exist), resolved, without tags; and those that cannot be.
+
+        A value that comes out of Ansible Vault is one of the latter, unless ``secrets`` are asked for.
 
         One compound expression for all that hold templates: the templar costs 1 ms per string, and 46 ms for
         1,000 in one expression (measured). Only when that fails each is tried alone, to say which one it is.
@@ -375,14 +407,25 @@ class Source:
             return values, []
         templar = Templar(loader=self._loader, variables=variables)
         try:
-            values.update(self._evaluate(templar, pending))
-            return values, []
+            found = self._evaluate(templar, pending)
+            failed = (
+                []
+                if secrets
+                else [Unresolved(name, NO_SECRETS, place(variables[name])) for name in pending if vaulted(found[name])]
+            )
+            hidden = {problem.name for problem in failed}
+            values.update({name: plain(value) for name, value in found.items() if name not in hidden})
+            return values, failed
         except AnsibleError:
             pass
         failed = []
         for name in pending:
             try:
-                values.update(self._evaluate(templar, [name]))
+                value = self._evaluate(templar, [name])[name]
+                if vaulted(value) and not secrets:
+                    failed.append(Unresolved(name, NO_SECRETS, place(variables[name])))
+                else:
+                    values[name] = plain(value)
             except AnsibleError as error:
                 failed.append(Unresolved(name, _reason(error), _error_place(error, variables[name])))
         return values, failed
@@ -390,7 +433,7 @@ class Source:
     @staticmethod
     def _evaluate(templar: Templar, names: list[str]) -> dict[str, t.Any]:
         expression = "{" + ", ".join(f"'{name}': {name}" for name in names) + "}"
-        return t.cast("dict[str, t.Any]", plain(templar.evaluate_expression(trust_as_template(expression))))
+        return t.cast("dict[str, t.Any]", templar.evaluate_expression(trust_as_template(expression)))
 
 
 def _is_services(name: object) -> bool:

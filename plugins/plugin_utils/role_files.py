@@ -58,7 +58,14 @@ def _mapping(loader: t.Any, node: yaml.MappingNode) -> dict[t.Any, t.Any]:
     return result
 
 
+class _Unsafe(str):
+    """A string that is never a template, whatever it looks like."""
+
+    __slots__ = ()
+
+
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_constructor("!unsafe", lambda loader, node: _Unsafe(loader.construct_scalar(node)))
 
 
 def read_yaml(path: Path) -> t.Any:
@@ -73,7 +80,7 @@ def read_yaml(path: Path) -> t.Any:
 
 
 @functools.lru_cache(maxsize=256)
-def _nodes(path: str) -> yaml.Node | None:
+def _nodes(path: str, _mtime: int) -> yaml.Node | None:
     try:
         return yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, OSError):  # pragma: no cover - it was read before
@@ -83,7 +90,7 @@ def _nodes(path: str) -> yaml.Node | None:
 def locate(path: Path, keys: Sequence[str | int]) -> tuple[int, Place]:
     """How many steps of a key path exist in a YAML file, and the line of the last one. Steps that do not exist are
     passed over."""
-    node = _nodes(str(path))
+    node = _nodes(str(path), path.stat().st_mtime_ns if path.exists() else 0)
     depth, line = 0, 0
     for key in keys:
         if isinstance(node, yaml.MappingNode):
@@ -114,7 +121,7 @@ _Check = t.Callable[[t.Any, str], t.Any]
 _TYPES: dict[str, tuple[tuple[type, ...], t.Callable[[t.Any], t.Any] | None, str]] = {
     "str": ((str,), check_type_str, "a string"),
     "path": ((str,), check_type_str, "a path"),
-    "int": ((int,), check_type_int, "a whole number"),
+    "int": ((int,), check_type_int, "an integer"),
     "float": ((float,), check_type_float, "a number"),
     "bool": ((bool,), check_type_bool, "true or false"),
     "list": ((list,), check_type_list, "a list"),

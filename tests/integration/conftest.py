@@ -141,9 +141,7 @@ class Site:
 
     def generation(self, host: str = "lab-forge") -> dict[str, t.Any]:
         """The current generation as the host recorded it."""
-        text = self.ssh(
-            host, "cd /var/lib/hearth/generations; n=$(cat current 2>/dev/null || readlink current); cat ${n%.json}.json"
-        )
+        text = self.ssh(host, "cat /var/lib/hearth/generations/current")
         return t.cast("dict[str, t.Any]", json.loads(text))
 
     def fetch(

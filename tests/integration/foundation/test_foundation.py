@@ -114,7 +114,8 @@ def test_exactly_the_declared_ports_are_open(site: Site) -> None:
     declared = [22, 80, 443]
     assert scan(site, "lab-nas-1", site.address("lab-forge")) == declared
     address6 = site.ssh("lab-forge", "ip -6 -json addr show dev host0 scope global")
-    found = [entry["local"] for link in json.loads(address6) for entry in link.get("addr_info", [])]
+    found = [entry["local"] for link in json.loads(address6) for entry in link.get("addr_info", []) if "local" in entry]
+    assert found
     # The lab's zone lan has IPv4 networks only: nothing is open over IPv6, whatever listens there.
     for address in found:
         assert scan(site, "lab-nas-1", address) == []
@@ -277,15 +278,20 @@ class TestSafety:
         assert "unreachable" in outcome.text
 
     def test_a_full_disk_changes_nothing(self, site: Site, changed: t.Any) -> None:
-        site.ssh("lab-forge", "mkdir -p /var/lib/hearth/runs && mount -t tmpfs -o size=64k tmpfs /var/lib/hearth/runs")
+        # The state directory on a file system of its own that is nearly full.
+        site.ssh(
+            "lab-forge",
+            "mkdir -p /mnt/full && mount -t tmpfs -o size=16m tmpfs /mnt/full && cp -a /var/lib/hearth/. /mnt/full/ "
+            "&& mount --bind /mnt/full /var/lib/hearth",
+        )
         try:
             changed(FORGE, {"hearth_services__test": {"thing": unit_service("/usr/bin/sleep 1000")}})
             outcome = site.play(expect=2)
-            for part in ("lab-forge", "space", "/var/lib/hearth"):
+            for part in ("lab-forge", "MiB free", "/var/lib/hearth", "make room"):
                 assert part in outcome.message, outcome.message
             assert not site.ssh("lab-forge", "ls /etc/systemd/system/thing.service 2>/dev/null || true").strip()
         finally:
-            site.ssh("lab-forge", "umount /var/lib/hearth/runs")
+            site.ssh("lab-forge", "umount /var/lib/hearth /mnt/full")
 
     def test_a_firewall_that_cuts_the_controller_off_is_undone(self, site: Site, changed: t.Any) -> None:
         before = site.ssh("lab-forge", "nft -s list table inet hearth")
@@ -396,18 +402,21 @@ def test_the_built_collection_works_without_a_checkout(site: Site, tmp_path: Pat
         assert not [line for line in listed.splitlines() if line.startswith(unwanted)]
     home = tmp_path / "somebody"
     home.mkdir()
-    subprocess.run(
-        [galaxy, "collection", "install", "--no-deps", str(tarball), "-p", str(home / "collections")],
-        cwd=home, check=True, capture_output=True,
-    )  # fmt: skip
+    (home / "ansible.cfg").write_text("[defaults]\n")
     (home / "play.yml").write_text(
         "- name: Somebody's play\n  hosts: all\n  gather_facts: false\n  tasks:\n"
         "    - name: Compose\n      hearth.homelab.compose:\n    - name: Converge\n      hearth.homelab.converge:\n"
     )
-    environment = site.environment(ANSIBLE_CONFIG="/dev/null", ANSIBLE_COLLECTIONS_PATH=str(home / "collections"))
+    environment = site.environment(
+        ANSIBLE_CONFIG=str(home / "ansible.cfg"), ANSIBLE_COLLECTIONS_PATH=str(home / "collections")
+    )
+    subprocess.run(
+        [galaxy, "collection", "install", "--no-deps", str(tarball), "-p", str(home / "collections")],
+        cwd=home, env=environment, check=True, capture_output=True,
+    )  # fmt: skip
     environment["ANSIBLE_PIPELINING"] = "1"
     found = subprocess.run(
-        [str(BIN / "ansible-playbook"), "-i", str(site.inventory), str(home / "play.yml"), "-l", "lab-forge"],
+        [str(BIN / "ansible-playbook"), "-i", str(site.inventory / "hosts.yml"), str(home / "play.yml"), "-l", "lab-forge"],
         cwd=home, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-4000:]

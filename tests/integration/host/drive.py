@@ -20,7 +20,7 @@ from ansible_collections.hearth.homelab.plugins.module_utils import manifest as 
 from ansible_collections.hearth.homelab.plugins.module_utils import protocol
 
 #: Puts the agent on the host; the controller has a way of its own (plugin_utils/agent.py).
-INSTALL = '''\
+INSTALL = """\
 import base64, json, os, shutil, sys, zlib
 data = json.loads(zlib.decompress(base64.b64decode(sys.stdin.buffer.read())))
 base = "/var/lib/hearth/agent"
@@ -40,7 +40,7 @@ if not os.path.exists(os.path.join(final, "main.py")):
     shutil.rmtree(final, ignore_errors=True)
     os.rename(temporary, final)
 print(final + "/main.py")
-'''
+"""
 
 MODULE_UTILS = Path(protocol.__file__).resolve().parent
 

@@ -14,6 +14,7 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils import compose
 from ansible_collections.hearth.homelab.plugins.plugin_utils.compose import Composition
 from ansible_collections.hearth.homelab.plugins.plugin_utils.errors import listing
 from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Service
+from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import Route
 
 from .fleets import Repository, native, repository
 
@@ -75,6 +76,11 @@ def service(made: Composition, name: str, host: str = "forge") -> Service:
     return made.fleet.hosts[host].services[name]
 
 
+def route(of: Service) -> Route:
+    assert of.contribution.route is not None
+    return of.contribution.route
+
+
 # --- what services become ------------------------------------------------------------------------------------------
 
 
@@ -123,8 +129,8 @@ def test_a_second_instance_has_options_of_its_own_and_the_same_user(repo: Reposi
     made = composed(repo, SECOND)
     first, second = service(made, "sonarr"), service(made, "sonarr_4k")
     assert (first.contribution.listen["http"].port, second.contribution.listen["http"].port) == (8989, 8990)
-    assert first.contribution.route and first.contribution.route.name == "sonarr"
-    assert second.contribution.route and second.contribution.route.name == "sonarr-4k"
+    assert (route(first).name, route(second).name) == ("sonarr", "sonarr-4k")
+    assert second.variables["service"].url == "https://sonarr-4k.example.com/"
     assert second.contribution.storage["state"].mountpoint == "/var/lib/sonarr_4k"
     assert (second.role, second.user, second.uid) == ("sonarr", "sonarr", 2041)
     assert second.variables["sonarr_port"] == 8990
@@ -135,12 +141,14 @@ def test_an_override_is_merged_over_the_resolved_contribution(repo: Repository) 
     made = composed(
         repo,
         "hearth_services:\n  sonarr:\n    override:\n      route: {access: admin}\n"
-        "      listen: {http: {port: 9000}}\n      health: null\n      run: {native: {packages: ['{{ service.name }}-x']}}\n",
+        "      listen: {http: {port: 9000}}\n      health: null\n"
+        "      run: {native: {packages: ['{{ service.name }}-x']}}\n",
     )
     contribution = service(made, "sonarr").contribution
-    assert contribution.route and (contribution.route.access, contribution.route.to) == ("admin", "http")
+    assert contribution.model_dump()["route"]["access"] == "admin"
+    assert contribution.model_dump()["route"]["to"] == "http"
     assert contribution.health.http is None
-    assert contribution.run.native and contribution.run.native.packages == ["sonarr-x"]
+    assert contribution.model_dump()["run"]["native"]["packages"] == ["sonarr-x"]
     assert service(made, "sonarr").variables["service"].ports == {"http": 9000}
 
 
@@ -154,7 +162,9 @@ def test_an_inline_service_needs_no_role(repo: Repository) -> None:
                     **native(),
                     "listen": {"http": {"port": 9999}},
                     "route": {"name": "{{ service.name }}", "to": "http", "access": "public"},
-                    "files": [{"path": "{{ my_dir | default('/srv/none') }}/x", "content": "{{ service.ports.http }}\n"}],
+                    "files": [
+                        {"path": "{{ my_dir | default('/srv/none') }}/x", "content": "{{ service.ports.http }}\n"}
+                    ],
                 }
             }
         },
@@ -173,9 +183,12 @@ def test_variables_that_only_templates_name_are_resolved(repo: Repository) -> No
 def test_providers_are_visible_to_templates(repo: Repository) -> None:
     repo.write(
         "inventories/x/hosts.yml",
-        "all:\n  hosts:\n    forge: {hearth_addresses: {lan: 192.0.2.10}}\n    nas-1: {hearth_addresses: {lan: 192.0.2.11}}\n",
+        "all:\n  hosts:\n    forge: {hearth_addresses: {lan: 192.0.2.10}}\n"
+        "    nas-1: {hearth_addresses: {lan: 192.0.2.11}}\n",
     )
-    repo.role("alertmanager", native(provides={"notify": "alertmanager"}, listen={"http": {"port": 9093, "address": "lan"}}))
+    repo.role(
+        "alertmanager", native(provides={"notify": "alertmanager"}, listen={"http": {"port": 9093, "address": "lan"}})
+    )
     repo.vars("host_vars/nas-1.yml", {"hearth_services": {"alertmanager": {}}})
     repo.role("echo", native(files=[{"path": "/etc/echo", "content": "{{ providers.notify[0].address }}"}]))
     made = composed(repo, {"echo": {}})
@@ -189,13 +202,18 @@ def test_providers_are_visible_to_templates(repo: Repository) -> None:
 
 
 def test_database_facts(repo: Repository) -> None:
-    repo.role("postgresql", native(tier="infrastructure", provides={"postgresql": "postgresql"}, listen={"sql": {"port": 5433}}))
+    repo.role(
+        "postgresql",
+        native(tier="infrastructure", provides={"postgresql": "postgresql"}, listen={"sql": {"port": 5433}}),
+    )
     repo.role(
         "app",
         native(
             database={"postgresql": {"name": "{{ service.name }}"}},
             protect={"class": "standard"},
-            files=[{"path": "/etc/app", "content": "{{ service.database.socket }}:{{ service.database.postgresql.port }}"}],
+            files=[
+                {"path": "/etc/app", "content": "{{ service.database.socket }}:{{ service.database.postgresql.port }}"}
+            ],
         ),
     )
     made = composed(repo, {"app": {}, "postgresql": {}})
@@ -208,7 +226,7 @@ def test_ids_of_the_inventory_win(repo: Repository) -> None:
     made = composed(repo, {"sonarr": {"override": {"user": {"group": "tv"}}}})
     sonarr = service(made, "sonarr")
     assert (sonarr.uid, sonarr.gid, sonarr.group) == (3041, 3100, "tv")
-    assert sonarr.contribution.user and sonarr.contribution.user.id == 3041
+    assert sonarr.contribution.model_dump()["user"]["id"] == 3041
 
 
 def test_dependency_order_is_by_need_then_tier_then_name(repo: Repository) -> None:
@@ -243,7 +261,7 @@ def test_layers_are_merged_by_key(repo: Repository) -> None:
     made = compose.compose(repo.source())
     sonarr = service(made, "sonarr")
     assert sonarr.options["level"] == "debug"
-    assert sonarr.contribution.route and sonarr.contribution.route.access == "admin"
+    assert route(sonarr).access == "admin"
     assert "prowlarr" not in made.fleet.hosts["forge"].services
 
 
@@ -303,7 +321,7 @@ BAD: dict[str, Bad] = {
     ),
     "a wrong type of an option": (
         "hearth_services: {sonarr: {}}\nsonarr_port: eighty\n",
-        ("service sonarr", "sonarr_port", "found 'eighty'", "a whole number", f"{HOST}:2"),
+        ("service sonarr", "sonarr_port", "found 'eighty'", "an integer", f"{HOST}:2"),
     ),
     "a value outside the choices": (
         "hearth_services: {sonarr: {}}\nsonarr_level: loud\n",
@@ -311,7 +329,7 @@ BAD: dict[str, Bad] = {
     ),
     "a wrong type in an instance's options": (
         "hearth_services:\n  sonarr:\n    options:\n      port: true\n",
-        ("hearth_services.sonarr.options.port", "found True", "a whole number", f"{HOST}:4"),
+        ("hearth_services.sonarr.options.port", "found True", "an integer", f"{HOST}:4"),
     ),
     "an unknown option of an instance": (
         "hearth_services:\n  sonarr:\n    options: {prot: 1}\n",
@@ -347,12 +365,19 @@ BAD: dict[str, Bad] = {
         ("route.acess", "unknown key 'acess'", "did you mean access", f"{HOST}:5"),
     ),
     "an unknown key in a list": (
-        "hearth_services:\n  sonarr:\n    override:\n      files:\n        - path: /a\n          content: b\n          mod: x\n",
+        "hearth_services:\n  sonarr:\n    override:\n      files:\n        - path: /a\n"
+        "          content: b\n          mod: x\n",
         ("files[0].mod", "unknown key 'mod'", "did you mean mode", f"{HOST}:7"),
     ),
     "a value that the schema refuses": (
         "hearth_services:\n  sonarr:\n    override:\n      protect:\n        class: standart\n",
-        ("protect.class", 'found "standart"', "system, critical, standard, ephemeral", "did you mean standard", f"{HOST}:5"),
+        (
+            "protect.class",
+            'found "standart"',
+            "system, critical, standard, ephemeral",
+            "did you mean standard",
+            f"{HOST}:5",
+        ),
     ),
     "a port out of range": (
         "hearth_services:\n  sonarr:\n    override: {listen: {http: {port: 99999}}}\n",
@@ -402,6 +427,14 @@ BAD: dict[str, Bad] = {
         "hearth_services:\n  sonarr: {override: {route: {name: \"{{ lookup('env', 'HOME') }}\"}}}\n",
         ("route.name", "lookups are not available", "set a variable to the lookup"),
     ),
+    "a secret's variable": (
+        "sonarr_secrets: {key: x}\nhearth_services:\n  sonarr: {override: {route: {name: '{{ sonarr_secrets.key }}'}}}\n",
+        ("'sonarr_secrets' is undefined", "use service.secrets.KEY", f"{HOST}:3"),
+    ),
+    "variables of other hosts": (
+        "hearth_services:\n  sonarr: {override: {route: {name: '{{ hostvars.luna.x }}'}}}\n",
+        ("'hostvars' is undefined", "set a variable to what you need of it"),
+    ),
     "a syntax error": (
         "hearth_services:\n  sonarr: {override: {route: {name: '{{ a b }}'}}}\n",
         ("override.route.name", "syntax error in the template", f"{HOST}:2"),
@@ -426,7 +459,9 @@ BAD: dict[str, Bad] = {
 
 
 @pytest.mark.parametrize(("variables", "expected"), BAD.values(), ids=BAD.keys())
-def test_bad_input(repo: Repository, variables: t.Any, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input(
+    repo: Repository, variables: t.Any, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(repo.path)
     text = listing(composed(repo, variables).report.problems)
     for part in expected:
@@ -434,7 +469,10 @@ def test_bad_input(repo: Repository, variables: t.Any, expected: tuple[str, ...]
 
 
 BROKEN_ROLES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
-    "another variable": ({"vars/contribution.yml": "sonar_contribution: {}\n"}, ("does not set the variable odd_contribution", ":1")),
+    "another variable": (
+        {"vars/contribution.yml": "sonar_contribution: {}\n"},
+        ("does not set the variable odd_contribution", ":1"),
+    ),
     "no YAML": ({"vars/contribution.yml": "odd_contribution:\n  a: [\n"}, ("not valid YAML", "contribution.yml:3")),
     "a key twice": (
         {"vars/contribution.yml": "odd_contribution:\n  tier: core\n  tier: core\n"},
@@ -448,7 +486,10 @@ BROKEN_ROLES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
         {"vars/contribution.yml": yaml.safe_dump({"odd_contribution": {**native(), "liste": {}}}, sort_keys=False)},
         ("unknown key 'liste'", "did you mean listen", "contribution.yml:7"),
     ),
-    "defaults that are no mapping": ({"defaults/main.yml": "- a\n"}, ("is not a mapping of variables", "defaults/main.yml:1")),
+    "defaults that are no mapping": (
+        {"defaults/main.yml": "- a\n"},
+        ("is not a mapping of variables", "defaults/main.yml:1"),
+    ),
     "an undefined name in a default": (
         {"defaults/main.yml": "odd_a: 1\nodd_b: '{{ nowhere }}'\n"},
         ("odd_b", "'nowhere' is undefined", "defaults/main.yml:2"),
@@ -548,7 +589,8 @@ def test_variables_that_nobody_reads(repo: Repository, variables: str, errors: l
 @pytest.fixture
 def pair(tmp_path: Path) -> Repository:
     made = repository(
-        tmp_path, {"forge": {"hearth_addresses": {"lan": "192.0.2.10"}}, "luna": {"hearth_addresses": {"lan": "192.0.2.11"}}}
+        tmp_path,
+        {"forge": {"hearth_addresses": {"lan": "192.0.2.10"}}, "luna": {"hearth_addresses": {"lan": "192.0.2.11"}}},
     )
     made.role("prometheus", native(provides={"metrics": "prometheus"}))
     made.role("app", native())
@@ -613,5 +655,6 @@ def test_a_users_role_stands_for_the_collections(repo: Repository) -> None:
 def test_roles_of_the_collection_need_no_checkout(repo: Repository) -> None:
     made = composed(repo, {"chrony": {}, "users": {}})
     chrony = service(made, "chrony")
-    assert chrony.role_path and chrony.role_path.parts[-2:] == ("roles", "chrony")
+    assert chrony.role_path is not None
+    assert chrony.role_path.parts[-2:] == ("roles", "chrony")
     assert not chrony.role_path.is_relative_to(repo.path)

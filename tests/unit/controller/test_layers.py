@@ -36,7 +36,8 @@ def repo(tmp_path: Path) -> Repository:
         "  vars: {hearth_services: {a: {options: {from: inventory all}}}}\n"
         "  children:\n"
         "    zebra: {hosts: {forge: {hearth_services__host: {h: {}}}}}\n"
-        "    apple: {hosts: {forge: {}}, vars: {ansible_group_priority: 5, hearth_services: {a: {options: {from: apple}}}}}\n"
+        "    apple:\n      hosts: {forge: {}}\n"
+        "      vars: {ansible_group_priority: 5, hearth_services: {a: {options: {from: apple}}}}\n"
         "    parent: {children: {zebra: {}}}\n",
     )
     return made
@@ -51,7 +52,13 @@ def order(repo: Repository, extra: dict[str, t.Any] | None = None) -> list[str]:
 
 
 def test_layers_are_in_ansibles_order(repo: Repository) -> None:
-    for name in ("group_vars/all.yml", "group_vars/zebra.yml", "group_vars/apple.yml", "group_vars/parent.yml", "host_vars/forge.yml"):
+    for name in (
+        "group_vars/all.yml",
+        "group_vars/zebra.yml",
+        "group_vars/apple.yml",
+        "group_vars/parent.yml",
+        "host_vars/forge.yml",
+    ):
         repo.vars(name, {"hearth_services": {"x": {}}, "hearth_services__more": {}})
     repo.write("playbooks/group_vars/zebra.yml", {"hearth_services": {}})
     repo.write("playbooks/host_vars/forge.yml", {"hearth_services": {}})
@@ -176,7 +183,8 @@ def variables(tmp_path: Path, text: str) -> tuple[layers.Source, dict[str, t.Any
 
 def test_resolving_many_and_finding_the_bad_one(tmp_path: Path) -> None:
     source, found = variables(
-        tmp_path, "a: 1\nb: '{{ a + 1 }}'\nc: {d: ['{{ b }}', x]}\ne: '{{ nowhere.x }}'\nf: '{{ e }}'\ng: '{{ 1 / 0 }}'\n"
+        tmp_path,
+        "a: 1\nb: '{{ a + 1 }}'\nc: {d: ['{{ b }}', x]}\ne: '{{ nowhere.x }}'\nf: '{{ e }}'\ng: '{{ 1 / 0 }}'\n",
     )
     values, failed = source.resolve(found, ["a", "b", "c", "e", "f", "g", "missing"])
     assert values == {"a": 1, "b": 2, "c": {"d": [2, "x"]}}

@@ -14,7 +14,11 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.role_files import R
 
 from .fleets import Repository, native
 
-NESTED = {"type": "list", "elements": "dict", "options": {"name": {"type": "str", "required": True}, "port": {"type": "int"}}}
+NESTED = {
+    "type": "list",
+    "elements": "dict",
+    "options": {"name": {"type": "str", "required": True}, "port": {"type": "int"}},
+}
 
 
 @pytest.mark.parametrize(
@@ -22,8 +26,8 @@ NESTED = {"type": "list", "elements": "dict", "options": {"name": {"type": "str"
     [
         ({"type": "int"}, 1, 1),
         ({"type": "int"}, "8990", 8990),  # -e port=8990 is a string
-        ({"type": "int"}, "eighty", "found 'eighty'; allowed: a whole number"),
-        ({"type": "int"}, True, "found True; allowed: a whole number"),
+        ({"type": "int"}, "eighty", "found 'eighty'; allowed: an integer"),
+        ({"type": "int"}, True, "found True; allowed: an integer"),
         ({"type": "bool"}, "yes", True),
         ({"type": "bool"}, "maybe", "allowed: true or false"),
         ({"type": "str"}, 5, "5"),
@@ -33,7 +37,7 @@ NESTED = {"type": "list", "elements": "dict", "options": {"name": {"type": "str"
         ({"type": "float"}, "1.5", 1.5),
         ({"type": "list"}, "a,b", ["a", "b"]),
         ({"type": "list", "elements": "int"}, ["1", 2], [1, 2]),
-        ({"type": "list", "elements": "int"}, [1, "x"], "found 'x'; allowed: a whole number"),
+        ({"type": "list", "elements": "int"}, [1, "x"], "found 'x'; allowed: an integer"),
         ({"type": "list", "elements": "str", "choices": ["a", "b"]}, ["a", "c"], "found 'c'; allowed: a, b"),
         ({"type": "dict"}, "x", "allowed: a mapping"),
         ({"type": "dict", "options": {"a": {"type": "int"}}}, {"a": "1", "x_note": 1}, {"a": 1, "x_note": 1}),
@@ -86,7 +90,14 @@ def test_a_role_without_contribution_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("word", "other", "distance"),
-    [("port", "port", 0), ("prot", "port", 1), ("prt", "port", 1), ("pork", "port", 1), ("xport", "ports", 2), ("a", "abcd", 3)],
+    [
+        ("port", "port", 0),
+        ("prot", "port", 1),
+        ("prt", "port", 1),
+        ("pork", "port", 1),
+        ("xport", "ports", 2),
+        ("a", "abcd", 3),
+    ],
 )
 def test_distance(word: str, other: str, distance: int) -> None:
     assert role_files.distance(word, other) == distance

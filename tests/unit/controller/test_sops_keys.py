@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ansible_collections.hearth.homelab.plugins.plugin_utils import compose, sops_keys
+from ansible_collections.hearth.homelab.plugins.plugin_utils import compose, layers, sops_keys
 from ansible_collections.hearth.homelab.plugins.plugin_utils.errors import listing
 
 from .fleets import native, repository
@@ -75,7 +75,9 @@ def test_files_of_a_host_are_those_of_its_groups_and_its_own(tmp_path: Path) -> 
 
 # --- through compose -----------------------------------------------------------------------------------------------
 
-APP = native(secrets={"key": {"kind": "access"}}, files=[{"path": "/etc/app", "content": "{{ service.secrets.key }}\n"}])
+APP = native(
+    secrets={"key": {"kind": "access"}}, files=[{"path": "/etc/app", "content": "{{ service.secrets.key }}\n"}]
+)
 
 
 def test_the_host_wins_over_its_groups(tmp_path: Path) -> None:
@@ -99,11 +101,11 @@ def test_another_directory_and_variables(tmp_path: Path) -> None:
     repo.role("app", APP)
     repo.vars("host_vars/forge.yml", {"hearth_services": {"app": {}}, "hearth_secrets": str(tmp_path / "vault")})
     (tmp_path / "vault").mkdir()
-    (tmp_path / "vault" / "all.sops.yml").write_text("app: {key: ENC[x]}\nsops: {}\n")
+    (tmp_path / "vault" / "all.sops.yml").write_text("app:\n  key: ENC[x]\nsops: {}\n")
     made = compose.compose(repo.source())
     assert made.report.problems == []
     assert made.secret_files == {"forge": [str(tmp_path / "vault" / "all.sops.yml")]}
     (tmp_path / "vault" / "all.sops.yml").unlink()
     assert "the secret key is missing" in listing(compose.compose(repo.source()).report.problems)
-    for value in ({"key": "from vault"}, "{{ awx }}"):
+    for value in ({"key": "from vault"}, layers.trust("{{ awx }}")):
         assert compose.compose(repo.source({"app_secrets": value, "awx": {"key": "x"}})).report.problems == []

@@ -167,7 +167,9 @@ def test_a_file_that_does_not_exist(folder: Path) -> None:
 
 def test_names_of_files(folder: Path) -> None:
     environment = Environment()
-    (folder / "a.j2").write_text("name {{ port | default('word') }}\n{% for x in flags %}{{ x.key }}{% endfor %}{% include 'b.j2' %}")
+    (folder / "a.j2").write_text(
+        "name {{ port | default('word') }}\n{% for x in flags %}{{ x.key }}{% endfor %}{% include 'b.j2' %}"
+    )
     (folder / "b.j2").write_text("{{ other }}")
     assert {"port", "flags"} <= environment.file_names(folder / "a.j2")
     assert not {"name", "word", "key"} & environment.file_names(folder / "a.j2")

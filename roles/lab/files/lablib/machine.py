@@ -16,10 +16,12 @@ from pathlib import Path
 
 from lablib.core import LabError, find_tool, locked, processes_of, remove_tree, run, run_with_progress, say, write
 
-# Command or file -> Debian package that has it.
+# Command or file -> Debian package that has it. age makes the throwaway keys; the table of the demo and the tests use
+# curl on the machine.
 TOOLS: Mapping[str, str] = {
     "age": "age",
     "apt-cacher-ng": "apt-cacher-ng",
+    "curl": "curl",
     "dnsmasq": "dnsmasq-base",
     "docker-registry": "docker-registry",
     "dpkg-deb": "dpkg",

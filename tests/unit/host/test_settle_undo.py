@@ -1,0 +1,290 @@
+# Copyright (c) 2026 The Hearth developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Undoing: paths come back exactly, twice is as good as once, units return to what they were."""
+
+from __future__ import annotations
+
+import os
+import typing as t
+from pathlib import Path
+
+import pytest
+from ansible_collections.hearth.homelab.plugins.module_utils import settle, undo
+from ansible_collections.hearth.homelab.plugins.module_utils.apply import Request
+from ansible_collections.hearth.homelab.plugins.module_utils.generations import unfinished_runs
+from ansible_collections.hearth.homelab.plugins.module_utils.journal import Journal, Step, read, replay
+from ansible_collections.hearth.homelab.plugins.module_utils.layout import Layout, write_atomic, write_json
+from ansible_collections.hearth.homelab.plugins.module_utils.manifest import Manifest, ServiceState, Unit
+from ansible_collections.hearth.homelab.plugins.module_utils.redact import Redactor
+from ansible_collections.hearth.homelab.plugins.module_utils.runner import FakeRunner
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    found = Layout(tmp_path)
+    found.prepare()
+    return found
+
+
+@pytest.fixture
+def runner() -> FakeRunner:
+    return FakeRunner({"systemctl": "", "nft": "", "systemd-run": "", "dpkg": ""})
+
+
+def context_of(layout: Layout, runner: FakeRunner, run: str = "r1", early: bool = False) -> undo.Context:
+    (layout.runs / run).mkdir(exist_ok=True)
+    return undo.Context(layout, runner, Journal(layout.run(run)), Redactor(), lambda _: None, early)
+
+
+def snapshot(root: Path) -> dict[str, t.Any]:
+    found: dict[str, t.Any] = {}
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        if path.is_symlink():
+            found[name] = os.readlink(path)
+        elif path.is_dir():
+            found[name] = oct(path.stat().st_mode)
+        else:
+            found[name] = (path.read_bytes(), oct(path.stat().st_mode))
+    return found
+
+
+def change(context: undo.Context, path: str, action: t.Callable[[Path], None], service: str = "one") -> None:
+    context.journal.begin(f"file:{path}", "modify", service, undo.path_undo(context, path))
+    action(context.layout.at(path))
+
+
+def test_paths_come_back_exactly(layout: Layout, runner: FakeRunner) -> None:
+    etc = layout.at("/etc")
+    etc.mkdir()
+    (etc / "file").write_text("old")
+    (etc / "file").chmod(0o640)
+    (etc / "link").symlink_to("target")
+    (etc / "gone").write_text("gone")
+    (etc / "empty").mkdir(mode=0o750)
+    (etc / "mode").mkdir(mode=0o755)
+    before = snapshot(etc)
+    context = context_of(layout, runner)
+    change(context, "/etc/file", lambda path: write_atomic(path, b"new", 0o600, os.geteuid(), os.getegid()))
+    change(context, "/etc/link", lambda path: undo.place_link(path, "elsewhere"))
+    change(context, "/etc/gone", lambda path: path.unlink())
+    change(context, "/etc/empty", lambda path: path.rmdir())
+    change(context, "/etc/mode", lambda path: path.chmod(0o700))
+    change(context, "/etc/new.d", lambda path: path.mkdir())
+    change(context, "/etc/new.d/file", lambda path: path.write_text("x"))
+    change(context, "/etc/begun", lambda path: undo.temporary(path).write_text("half"))  # killed before the rename
+    assert snapshot(etc) != before
+    undo.undo_steps(context, context.journal.state.to_undo())
+    assert snapshot(etc) == before
+    assert context.problems == []
+    assert context.journal.state.to_undo() == []
+
+
+def test_undoing_twice_is_undoing_once(layout: Layout, runner: FakeRunner) -> None:
+    layout.at("/etc").mkdir()
+    layout.at("/etc/file").write_text("old")
+    context = context_of(layout, runner)
+    change(context, "/etc/file", lambda path: path.write_text("new"))
+    change(context, "/etc/other", lambda path: path.write_text("new"))
+    steps = context.journal.state.to_undo()
+    undo.undo_steps(context, steps)
+    undo.undo_steps(context, steps)  # the journal's record of the first time was lost
+    assert layout.at("/etc/file").read_text() == "old"
+    assert not layout.at("/etc/other").exists()
+
+
+def test_a_directory_with_content_stays(layout: Layout, runner: FakeRunner) -> None:
+    context = context_of(layout, runner)
+    layout.at("/etc").mkdir()
+    change(context, "/etc/new", lambda path: path.mkdir())
+    layout.at("/etc/new/by-somebody").write_text("x")
+    undo.undo_steps(context, context.journal.state.to_undo())
+    assert layout.at("/etc/new/by-somebody").exists()
+
+
+def test_one_failure_does_not_keep_the_others(layout: Layout) -> None:
+    runner = FakeRunner({"systemctl": ""})  # no nft
+    context = context_of(layout, runner)
+    layout.at("/etc").mkdir()
+    change(context, "/etc/file", lambda path: path.write_text("new"))
+    context.journal.begin(
+        "firewall:inet hearth", "load", "one", {"do": "firewall", "table": "inet hearth", "before": None}
+    )
+    undo.undo_steps(context, context.journal.state.to_undo())
+    assert not layout.at("/etc/file").exists()
+    assert len(context.problems) == 1
+    assert "nft" in context.problems[0]
+
+
+def test_the_firewall_goes_back_to_what_was_loaded_and_never_by_a_flush(layout: Layout, runner: FakeRunner) -> None:
+    context = context_of(layout, runner)
+    kept = context.journal.keep(b"table inet hearth { chain x { } }\n")
+    for before in (kept, None):
+        data = {"do": "firewall", "table": "inet hearth", "before": before}
+        context.journal.begin("firewall:inet hearth", "load", "one", data)
+    undo.undo_steps(context, context.journal.state.to_undo())
+    texts = [text.decode() for text in runner.inputs if text]
+    assert texts[0] == "table inet hearth {}\ndelete table inet hearth\n"
+    assert texts[1] == texts[0] + "table inet hearth { chain x { } }\n"
+    assert not any("flush" in text for text in texts)
+
+
+def test_policy_and_masks_are_removed_and_somebody_elses_policy_comes_back(layout: Layout, runner: FakeRunner) -> None:
+    from ansible_collections.hearth.homelab.plugins.module_utils import packages
+
+    policy = layout.at("/usr/sbin/policy-rc.d")
+    policy.parent.mkdir(parents=True)
+    policy.write_text("#!/bin/sh\nexit 104\n")
+    policy.chmod(0o755)
+    context = context_of(layout, runner)
+    packages.deny_starts(context, ["caddy.service"])
+    assert undo.POLICY_MARK in policy.read_text()
+    assert os.readlink(layout.at("/run/systemd/system/caddy.service")) == "/dev/null"
+    packages.deny_starts(context, [])  # a second attempt after a crash finds our own
+    undo.clean(context)
+    assert policy.read_text() == "#!/bin/sh\nexit 104\n"
+    assert not os.path.lexists(layout.at("/run/systemd/system/caddy.service"))
+
+
+MANIFEST = Manifest(
+    "h",
+    "debian13",
+    "amd64",
+    {name: ServiceState(name, "services") for name in ("caddy", "app")},
+    (
+        Unit("caddy.service", "caddy", reload_on=("file:/etc/caddy/sites/",)),
+        Unit("app.service", "app", restart_on=("file:/etc/app",)),
+    ),
+)
+NEW = Manifest("h", "debian13", "amd64", {"caddy": ServiceState("caddy", "services")}, MANIFEST.items[:1])
+ON = {"active": True, "enabled": True}
+OFF = {"active": False, "enabled": False}
+
+
+def steps(*entries: tuple[str, str, str]) -> list[Step]:
+    return [
+        Step(number, id, operation, service, {"do": "unit" if id.startswith("unit:") else "path"})
+        for number, (id, operation, service) in enumerate(entries, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("done", "services", "baseline", "previous", "rebooted", "leave", "expected"),
+    [
+        pytest.param(
+            [("file:/etc/app", "modify", "app"), ("unit:app.service", "restart", "app")], {"app"},
+            {"app.service": ON, "caddy.service": ON}, MANIFEST, False, (), undo.UnitWork(restart=("app.service",)),
+            id="an old service is restarted with its old files",
+        ),
+        pytest.param(
+            [("file:/etc/caddy/sites/app", "create", "app"), ("unit:caddy.service", "reload", "caddy"), ("unit:app.service", "start", "app")],
+            {"app"}, {"app.service": OFF, "caddy.service": ON}, NEW, False, (),
+            undo.UnitWork(stop=("app.service",), reload=("caddy.service",), disable=("app.service",)),
+            id="a new service is stopped and disabled, who read its fragment reads again",
+        ),
+        pytest.param(
+            [("file:/etc/caddy/sites/app", "create", "app"), ("unit:app.service", "start", "app")],
+            {"app"}, {"app.service": OFF, "caddy.service": ON}, NEW, False, (),
+            undo.UnitWork(stop=("app.service",), disable=("app.service",)),
+            id="who has not read it yet is left alone",
+        ),
+        pytest.param(
+            [("unit:app.service", "stop", "app")], None, {"app.service": ON}, MANIFEST, False, (),
+            undo.UnitWork(start=("app.service",)), id="what was stopped starts",
+        ),
+        pytest.param(
+            [("unit:app.service", "restart", "app")], None, {"app.service": ON}, MANIFEST, True, (),
+            undo.UnitWork(start=("app.service",)), id="after a reboot nothing is restarted again",
+        ),
+        pytest.param(
+            [("unit:app.service", "restart", "app")], {"app"}, {"app.service": ON}, MANIFEST, False, ("app",),
+            undo.UnitWork(stop=("app.service",)), id="never on data of a newer version",
+        ),
+        pytest.param(
+            [("unit:ssh.service", "reload", "sshd")], None, {"ssh.service": ON}, MANIFEST, False, (),
+            undo.UnitWork(reload=("ssh.service",)), id="a reload is undone by a reload",
+        ),
+    ],
+)  # fmt: skip
+def test_units_go_back(
+    done: list[tuple[str, str, str]], services: set[str] | None, baseline: dict[str, dict[str, t.Any]], previous: Manifest,
+    rebooted: bool, leave: tuple[str, ...], expected: undo.UnitWork,
+) -> None:  # fmt: skip
+    all_steps = steps(*done)
+    touched = {id.partition(":")[2] for id, _, _ in done if id.startswith("unit:")}
+    undone = [step for step in reversed(all_steps) if services is None or step.service in services]
+    assert undo.unit_work(undone, services, baseline, touched, MANIFEST, previous, rebooted, leave) == expected
+
+
+# --- settling ---------------------------------------------------------------------------------------------------
+
+
+def interrupted(layout: Layout, runner: FakeRunner, *phases: str) -> Path:
+    """A run that was killed after it replaced a file."""
+    layout.at("/etc").mkdir(exist_ok=True)
+    layout.at("/etc/file").write_text("old")
+    context = context_of(layout, runner)
+    write_json(layout.run("r1") / "request.json", Request("r1", NEW).to_dict())
+    settle.begin(layout, "r1")
+    context.journal.phase(phases[0])
+    change(context, "/etc/file", lambda path: path.write_text("new"), "app")
+    for phase in phases[1:]:
+        context.journal.phase(phase)
+    context.journal.close()
+    return layout.run("r1")
+
+
+@pytest.mark.parametrize("phases", [("prepare",), ("prepare", "files"), ("prepare", "files", "guarded")])
+def test_before_the_services_everything_is_undone(layout: Layout, runner: FakeRunner, phases: tuple[str, ...]) -> None:
+    directory = interrupted(layout, runner, *phases)
+    results = settle.settle(layout, runner, early=False)
+    assert layout.at("/etc/file").read_text() == "old"
+    assert [(result.ok, result.undone) for result in results] == [(False, True)]
+    assert unfinished_runs(layout) == []
+    assert (directory / "result.json").exists()
+    assert not os.path.lexists(layout.state / "active")
+    assert settle.settle(layout, runner, early=False) == []
+
+
+def test_early_in_the_boot_files_go_back_and_the_rest_is_queued(layout: Layout, runner: FakeRunner) -> None:
+    directory = interrupted(layout, runner, "prepare", "files")
+    context = context_of(layout, runner)
+    context.journal.begin(
+        "firewall:inet hearth", "load", "app", {"do": "firewall", "table": "inet hearth", "before": None}
+    )
+    context.journal.close()
+    settle.settle(layout, runner, early=True)
+    assert layout.at("/etc/file").read_text() == "old"
+    assert not any(call[0] == "nft" for call in runner.calls)
+    assert any(call[0] == "systemd-run" and "--no-block" in call for call in runner.calls)
+    assert not replay(read(directory / "journal.jsonl")).ended
+    settle.settle(layout, runner, early=False)
+    assert any(call[0] == "nft" for call in runner.calls)
+    assert replay(read(directory / "journal.jsonl")).phase == "undone"
+
+
+def test_early_in_the_boot_a_run_that_will_be_finished_is_left_alone(layout: Layout, runner: FakeRunner) -> None:
+    interrupted(layout, runner, "prepare", "files", "guarded", "services")
+    settle.settle(layout, runner, early=True)
+    assert layout.at("/etc/file").read_text() == "new"
+    assert len(unfinished_runs(layout)) == 1
+
+
+def test_a_run_that_never_began_gets_a_result(layout: Layout, runner: FakeRunner) -> None:
+    (layout.runs / "r2").mkdir()
+    settle.begin(layout, "r2")
+    settle.settle(layout, runner, early=False)
+    assert (layout.runs / "r2" / "result.json").exists()
+    assert not os.path.lexists(layout.state / "active")
+
+
+def test_the_lock_names_its_owner(layout: Layout) -> None:
+    assert settle.holder(layout) is None
+    with settle.Lock(layout, "r1", "rydev@laptop"):
+        holder = settle.holder(layout)
+        assert holder is not None
+        assert "rydev@laptop is applying run r1" in settle.describe(holder)
+        with pytest.raises(settle.LockedError, match="rydev@laptop"):
+            settle.Lock(layout, "r2", "somebody", wait=0.0)
+    assert settle.holder(layout) is None
