@@ -105,6 +105,10 @@ demo: ## boot two Debian 13 hosts on this machine, converge them, and print what
 demo-down: ## shut the lab down and restore what it changed; images and packages stay cached
 	@"$$($(FIND_PYTHON))" $(LAB_PROGRAM) down --link build/lab
 
+.PHONY: labs-down
+labs-down: ## shut every lab down, also those that an aborted test left
+	@"$$($(FIND_PYTHON))" $(LAB_PROGRAM) down --all
+
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 .PHONY: test
@@ -116,17 +120,17 @@ test: ## everything CI runs: lint, unit tests, integration tests and molecule sc
 	@$(PYTEST) tests/unit tests/integration
 
 .PHONY: lint
+# All of them, also when one fails: one run shows everything there is to mend.
 lint: $(VENV)/.dev ## ansible-lint (production), yamllint, ruff, mypy --strict
-	@echo "== ruff"
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@echo "== mypy --strict"
-	@$(BIN)/mypy $(foreach package,$(PACKAGES),-p ansible_collections.hearth.homelab.plugins.$(package))
-	@$(BIN)/mypy $(PROGRAMS)
-	@echo "== yamllint"
-	@$(BIN)/yamllint --strict --config-file .config/yamllint.yml .
-	@echo "== ansible-lint"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --config-file .config/ansible-lint.yml
+	@failed=(); check() { echo "== $$1"; shift; "$$@" || failed+=("$$1"); }; \
+	check "ruff check" $(BIN)/ruff check .; \
+	check "ruff format" $(BIN)/ruff format --check .; \
+	check "mypy --strict, the collection" \
+		$(BIN)/mypy $(foreach package,$(PACKAGES),-p ansible_collections.hearth.homelab.plugins.$(package)); \
+	check "mypy --strict, the lab" $(BIN)/mypy $(PROGRAMS); \
+	check "yamllint" $(BIN)/yamllint --strict --config-file .config/yamllint.yml .; \
+	check "ansible-lint" env PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --config-file .config/ansible-lint.yml; \
+	if [ "$${#failed[@]}" -gt 0 ]; then echo "error: lint failed" >&2; exit 1; fi
 
 .PHONY: format
 format: $(VENV)/.dev ## let ruff format the Python files

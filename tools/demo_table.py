@@ -25,7 +25,11 @@ def ask(inventory: str) -> dict[str, dict[str, t.Any]]:
     found = subprocess.run(
         [str(Path(sys.executable).parent / "ansible-playbook"), "-i", inventory, "playbooks/status.yml"],
         cwd=ROOT,
-        env={**os.environ, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json", "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        env={
+            **os.environ,
+            "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        },
         capture_output=True,
         text=True,
         check=False,

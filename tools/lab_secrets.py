@@ -41,7 +41,6 @@ from ansible.vars.manager import VariableManager  # noqa: E402
 from ansible_collections.hearth.homelab.plugins.plugin_utils import compose  # noqa: E402
 from ansible_collections.hearth.homelab.plugins.plugin_utils.layers import Source  # noqa: E402
 from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet  # noqa: E402
-from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import caddy  # noqa: E402
 from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import (  # noqa: E402
     GenerateKeypair,
     GenerateLength,
@@ -185,10 +184,10 @@ def wanted(fleet: Fleet) -> dict[str, tuple[dict[str, dict[str, SecretSpec]], se
             for service in host.services.values()
             if service.contribution.secrets
         }
+        # Everybody in any access group, so that enabling another service needs no new secret.
         people: set[str] = set()
         if host.provider("route"):
-            for origin, _service, route in caddy.routes(fleet, host):
-                people.update(origin.variables.hearth_access.get(route.access or "", ()))
+            people.update(*host.variables.hearth_access.values())
         if services or people:
             found[host.name] = (services, people)
     return found

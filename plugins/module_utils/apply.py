@@ -40,7 +40,9 @@ from ansible_collections.hearth.homelab.plugins.module_utils.actions import Acti
 from ansible_collections.hearth.homelab.plugins.module_utils.journal import UNDOING
 from ansible_collections.hearth.homelab.plugins.module_utils.layout import (
     fsync_directory,
+    read_json,
     write_atomic,
+    write_json,
 )
 from ansible_collections.hearth.homelab.plugins.module_utils.observe import fill_holes
 from ansible_collections.hearth.homelab.plugins.module_utils.runner import CommandError, explain
@@ -228,6 +230,8 @@ class Apply:
 
     def _all(self, plan: Plan) -> None:
         self._remember(plan)
+        # For the result, should an interruption leave it to settle: public descriptions, never a secret.
+        write_json(self.journal.directory / "actions.json", [action.to_dict() for action in plan.actions])
         engine.install(self.context)
         self._baseline(plan)
         self._accounts(plan)
@@ -256,6 +260,9 @@ class Apply:
 
     def _resume(self) -> None:
         """From the service phase on, with the undo data of the same run."""
+        for entry in read_json(self.journal.directory / "actions.json", []):
+            action = Action.from_dict(entry)
+            self.actions[action.id, action.operation] = action
         state = self.journal.state
         begun = set(state.held) - state.settled
         if begun:

@@ -158,7 +158,7 @@ def restore_role(runner: Runner, name: str, before: RoleState | None, port: str 
         exists = f"EXISTS (SELECT 1 FROM pg_roles WHERE rolname = {literal(name)})"
         # \gexec runs what the query returns: nothing, when there is no such role.
         statement = literal(f"ALTER ROLE {quoted} NOLOGIN")
-        execute(runner, [f"SELECT {statement} WHERE {exists} \\gexec"], port)  # noqa: S608 (quoted)
+        execute(runner, [f"SELECT {statement} WHERE {exists} \\gexec"], port)
         return
     password = "NULL" if before.password is None else literal(before.password)
     execute(runner, [f"ALTER ROLE {quoted} {'LOGIN' if before.login else 'NOLOGIN'} PASSWORD {password};"], port)

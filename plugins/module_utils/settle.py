@@ -145,6 +145,8 @@ def finish(layout: Layout, context: Context, result: Result, phase: str) -> Resu
     write_json(context.journal.directory / "result.json", data)
     context.journal.phase(phase)
     context.journal.close()
+    # What was replaced may have been secret, and nothing is undone any more.
+    shutil.rmtree(context.journal.before, ignore_errors=True)
     shutil.rmtree(layout.transit(result.run), ignore_errors=True)
     if not generations.unfinished_runs(layout):
         (layout.state / "active").unlink(missing_ok=True)

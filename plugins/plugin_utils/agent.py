@@ -78,7 +78,11 @@ class Agent:
     """Speaks with the agent of one host through an action plugin's connection."""
 
     def __init__(
-        self, execute: t.Callable[[str, bytes], dict[str, t.Any]], *, python: str = "/usr/bin/python3", keep: bool = True
+        self,
+        execute: t.Callable[[str, bytes], dict[str, t.Any]],
+        *,
+        python: str = "/usr/bin/python3",
+        keep: bool = True,
     ) -> None:
         """``execute(command, stdin)`` returns rc, stdout and stderr; ``keep=False`` never installs (check mode)."""
         self._execute, self._python, self._keep = execute, python, keep
@@ -108,7 +112,9 @@ class Agent:
             found = protocol.decode_response(answer["stdout"])
         except protocol.ProtocolError as error:
             said = " ".join((answer["stderr"] or answer["stdout"] or "nothing").split())[-2000:]
-            raise AgentError(f"the host's agent gave no answer to {command} (exit status {answer['rc']}): {said}") from error
+            raise AgentError(
+                f"the host's agent gave no answer to {command} (exit status {answer['rc']}): {said}"
+            ) from error
         if "error" in found:
             raise AgentError(str(found["error"]))
         return found

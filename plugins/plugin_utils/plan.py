@@ -74,7 +74,9 @@ class PlanBuilder:
         holes = tuple(sorted(set(_HOLE.findall(content))))
         return self.add(m.File(path, service, digest=digest, size=len(data), holes=holes, **attributes))
 
-    def validator(self, name: str, service: str, argv: t.Iterable[str], paths: t.Iterable[str], user: str = "root") -> None:
+    def validator(
+        self, name: str, service: str, argv: t.Iterable[str], paths: t.Iterable[str], user: str = "root"
+    ) -> None:
         self._validators[name] = m.Validator(name, service, tuple(argv), tuple(sorted(set(paths))), user)
 
     def trigger(self, unit: str, how: t.Literal["restart", "reload"], *items: str) -> None:

@@ -81,7 +81,11 @@ def composition(runs: int, hosts: int, services: int) -> t.Iterator[Figure]:
     seconds, memory = [], []
     for _ in range(runs):
         found = subprocess.run(
-            [sys.executable, str(script), str(hosts), str(services)], cwd=ROOT, capture_output=True, text=True, check=False
+            [sys.executable, str(script), str(hosts), str(services)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if found.returncode:
             sys.exit(f"compose_fleet failed:\n{found.stderr[-4000:]}")

@@ -45,7 +45,8 @@ def variables(host: Host, service: Service) -> dict[str, t.Any]:
         "secrets": {key: common.hole(service, key) for key in contribution.secrets},
         "url": health.url(host, service),
     }
-    return {**service.variables, "service": view}
+    # compose's own view has what only it knows (database, certificate); here come the final ids and addresses.
+    return {**service.variables, "service": {**service.variables.get("service", {}), **view}}
 
 
 def _file(host: Host, service: Service, spec: FileSpec, index: int, plan: PlanBuilder) -> None:

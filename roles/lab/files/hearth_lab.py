@@ -63,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--registry-port", type=int, default=5000)
     command.add_argument("--link", default="", metavar="PATH", help="make a link there to the lab's directory")
     command.add_argument("hosts", nargs="+", metavar="HOST[=ADDRESS]")
-    add("down", "take everything of a lab back; caches stay").add_argument("--link", default="", metavar="PATH")
+    command = add("down", "take everything of a lab back; caches stay")
+    command.add_argument("--link", default="", metavar="PATH")
+    command.add_argument("--all", action="store_true", help="all labs of this cache, whatever their names")
     add("status", "what is up").add_argument("--json", action="store_true")
     for name, text in (
         ("crash", "end a host as if its plug was pulled"),
@@ -84,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("_relay")
     command.add_argument("--listen", action="append", required=True)
     command.add_argument("--port", type=int, required=True)
-    command.add_argument("--to", type=int, required=True)
+    command.add_argument("--proxy", required=True)
     return top
 
 
@@ -126,6 +128,11 @@ def run_lab_command(lab: Lab, args: argparse.Namespace) -> int:
             if changed
             else f"Lab {args.name} was up already."
         )
+        return 0
+    if args.command == "down" and args.all:
+        for name in sorted(path.name for path in lab.cache.labs.glob("*") if path.is_dir()):
+            Lab(lab.cache, name).down()
+            say(f"Lab {name} is down.")
         return 0
     if args.command == "down":
         changed = lab.down()

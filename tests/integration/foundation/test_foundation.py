@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-
 import time
 import typing as t
 from pathlib import Path
@@ -80,7 +79,12 @@ class TestAlert:
     def test_prometheus_sees_every_target_and_every_rule(self, site: Site) -> None:
         targets = json.loads(site.ssh("lab-forge", "curl -s localhost:9090/api/v1/targets"))["data"]["activeTargets"]
         assert {target["labels"]["host"] for target in targets} == {"lab-forge", "lab-nas-1"}
-        assert {target["labels"]["service"] for target in targets} >= {"node_exporter", "prometheus", "caddy", "miniflux"}
+        assert {target["labels"]["service"] for target in targets} >= {
+            "node_exporter",
+            "prometheus",
+            "caddy",
+            "miniflux",
+        }
 
         def up() -> bool:
             answer = json.loads(site.ssh("lab-forge", "curl -s localhost:9090/api/v1/query?query=up"))
@@ -132,30 +136,34 @@ def test_no_undeclared_port_was_open_while_packages_were_installed(site: Site) -
 
 
 def test_check_mode_names_what_the_run_changes_and_changes_nothing(site: Site, changed: t.Any) -> None:
-    changed(FORGE, {"miniflux_log_level": "debug"} if _has_option("miniflux", "miniflux_log_level") else {"hearth_timezone": "Europe/London"})
-    before = site.ssh("lab-forge", "find /etc /var/lib/hearth -newermt '-1 minute' -type f | sort; ls /var/lib/hearth/generations")
+    changed(FORGE, {"hearth_timezone": "Europe/London"})
+    everything = (
+        "find /etc /var/lib/hearth /usr/local /run/systemd/system -printf '%p %T@ %m %u %g\\n' | sort | sha256sum"
+    )
+    before = site.ssh("lab-forge", everything)
     checked = site.play("--check", "--diff")
-    after = site.ssh("lab-forge", "find /etc /var/lib/hearth -newermt '-1 minute' -type f | sort; ls /var/lib/hearth/generations")
+    after = site.ssh("lab-forge", everything)
     assert checked.actions()
     assert before == after
     assert site.play().actions() == checked.actions()
 
 
-def _has_option(role: str, option: str) -> bool:
-    return f"{option}:" in (ROOT / "roles" / role / "defaults" / "main.yml").read_text()
-
-
 def test_a_changed_template_restarts_exactly_its_service(site: Site, changed: t.Any) -> None:
     units = ("miniflux.service", "sonarr.service", "caddy.service", "prometheus.service", "postgresql@17-main.service")
     before = {unit: starts(site, unit) for unit in units}
-    changed(FORGE, {"hearth_services__test": {"miniflux": {"override": {"run": {"native": {"environment": {"X": "1"}}}}}}})
+    changed(
+        FORGE, {"hearth_services__test": {"miniflux": {"override": {"run": {"native": {"environment": {"X": "1"}}}}}}}
+    )
     site.play()
     after = {unit: starts(site, unit) for unit in units}
     assert [unit for unit in units if before[unit] != after[unit]] == ["miniflux.service"]
 
 
 def test_drift_is_found_and_mended(site: Site) -> None:
-    site.ssh("lab-forge", "echo '# by hand' >> /etc/prometheus/prometheus.yml; chmod 0600 /etc/caddy/Caddyfile; systemctl stop sonarr")
+    site.ssh(
+        "lab-forge",
+        "echo '# by hand' >> /etc/prometheus/prometheus.yml; chmod 0600 /etc/caddy/Caddyfile; systemctl stop sonarr",
+    )
     outcome = site.play()
     assert {"modify file:/etc/prometheus/prometheus.yml", "start unit:sonarr.service"} <= outcome.actions()
     assert any("by hand" in notice["message"] for notice in outcome.converge()["notices"])
@@ -166,7 +174,10 @@ class TestDisabling:
     """Disabling removes every trace but the data; enabling brings the data back."""
 
     def test_disable(self, site: Site) -> None:
-        site.ssh("lab-forge", "sudo -u postgres psql -d miniflux -c 'create table kept (x int); insert into kept values (42)'")
+        site.ssh(
+            "lab-forge",
+            "sudo -u postgres psql -d miniflux -c 'create table kept (x int); insert into kept values (42)'",
+        )
         site.set_vars(FORGE, {"hearth_services__test": {"miniflux": {"enabled": False}}})
         outcome = site.play()
         text = json.dumps(outcome.converge()["notices"])
@@ -174,9 +185,13 @@ class TestDisabling:
         assert "data" in text
         assert site.ssh("lab-forge", "systemctl is-active miniflux.service || true").strip() == "inactive"
         assert site.ssh("lab-forge", "systemctl is-enabled miniflux.service || true").strip() in ("disabled", "masked")
-        left = site.ssh("lab-forge", "grep -rl miniflux /etc/caddy /etc/prometheus /etc/hearth /etc/systemd /etc/sysusers.d || true")
+        left = site.ssh(
+            "lab-forge", "grep -rl miniflux /etc/caddy /etc/prometheus /etc/hearth /etc/systemd /etc/sysusers.d || true"
+        )
         assert left.strip() == ""
-        login = site.ssh("lab-forge", "sudo -u postgres psql -Atc \"select rolcanlogin from pg_roles where rolname = 'miniflux'\"")
+        login = site.ssh(
+            "lab-forge", "sudo -u postgres psql -Atc \"select rolcanlogin from pg_roles where rolname = 'miniflux'\""
+        )
         assert login.strip() == "f"
         groups = json.loads(site.ssh("lab-forge", "curl -s localhost:9090/api/v1/rules"))["data"]["groups"]
         assert not [rule for group in groups for rule in group["rules"] if rule["labels"].get("service") == "miniflux"]
@@ -238,7 +253,8 @@ class TestSafety:
             {
                 "hearth_services__test": {
                     "thing": service(
-                        run={"native": {}}, files=[{"path": "/etc/caddy/sites/thing.caddy", "content": "not { a caddy file"}]
+                        run={"native": {}},
+                        files=[{"path": "/etc/caddy/sites/thing.caddy", "content": "not { a caddy file"}],
                     )
                 }
             },
@@ -260,7 +276,11 @@ class TestSafety:
         try:
             changed(
                 FORGE,
-                {"hearth_services__test": {"thing": unit_service("/usr/bin/sleep 1000", listen={"http": {"port": 8765}})}},
+                {
+                    "hearth_services__test": {
+                        "thing": unit_service("/usr/bin/sleep 1000", listen={"http": {"port": 8765}})
+                    }
+                },
             )
             outcome = site.play(expect=2)
             for part in ("lab-forge", "thing", "8765", "squatter.service"):
@@ -302,7 +322,9 @@ class TestSafety:
         assert site.ssh("lab-forge", "nft -s list table inet hearth") == before
 
     @pytest.mark.parametrize("seconds", [0.3, 1.5, 4.0])
-    def test_a_killed_apply_leaves_no_service_between_two_states(self, site: Site, changed: t.Any, seconds: float) -> None:
+    def test_a_killed_apply_leaves_no_service_between_two_states(
+        self, site: Site, changed: t.Any, seconds: float
+    ) -> None:
         good = "/usr/bin/python3 -m http.server --bind 127.0.0.1 8765"
         changed(FORGE, {"hearth_services__test": {"thing": unit_service(good, listen={"http": {"port": 8765}})}})
         with subprocess.Popen(
@@ -350,7 +372,10 @@ class TestAdding:
         changed(FORGE, {"hearth_services": {"ntfy": {}}})
         site.play(playbook=playbook)
         people = passwords(site)["people"]
-        statuses = [site.fetch(f"https://ntfy.{DOMAIN}/v1/health", user=name, password=secret)[0] for name, secret in people.items()]
+        statuses = [
+            site.fetch(f"https://ntfy.{DOMAIN}/v1/health", user=name, password=secret)[0]
+            for name, secret in people.items()
+        ]
         assert 200 in statuses, statuses
         assert site.ssh("lab-forge", "stat -c %U:%G /var/lib/ntfy").strip() == "_ntfy:_ntfy"
         changed(FORGE, {})
@@ -362,10 +387,14 @@ class TestAdding:
         changed(
             FORGE,
             {
+                # An instance has secrets of its own, here from a variable as vault or AWX would give it.
+                "sonarr_4k_secrets": {"api_key": "0123456789abcdef0123456789abcdef"},
                 "hearth_services__test": {
                     "sonarr_4k": {"role": "sonarr", "options": {"port": 8990}},
-                    "thing": unit_service("/usr/bin/python3 -m http.server --bind 127.0.0.1 8765", listen={"http": {"port": 8765}}),
-                }
+                    "thing": unit_service(
+                        "/usr/bin/python3 -m http.server --bind 127.0.0.1 8765", listen={"http": {"port": 8765}}
+                    ),
+                },
             },
         )
         site.play()
@@ -395,7 +424,9 @@ class TestAdding:
 
 def test_the_built_collection_works_without_a_checkout(site: Site, tmp_path: Path) -> None:
     galaxy = str(BIN / "ansible-galaxy")
-    subprocess.run([galaxy, "collection", "build", "--output-path", str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [galaxy, "collection", "build", "--output-path", str(tmp_path)], cwd=ROOT, check=True, capture_output=True
+    )
     tarball = next(tmp_path.glob("hearth-homelab-*.tar.gz"))
     listed = subprocess.run(["tar", "tzf", str(tarball)], check=True, capture_output=True, text=True).stdout
     for unwanted in (".git/", ".venv/", ".collections/", "build/"):
@@ -441,5 +472,3 @@ class TestAlertFired:
     def test_mended(self, site: Site) -> None:
         outcome = site.play(limit="lab-nas-1")
         assert "start unit:chrony.service" in outcome.actions("lab-nas-1")
-
-

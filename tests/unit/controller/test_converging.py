@@ -77,7 +77,12 @@ def test_problems_name_host_service_item_and_remedy() -> None:
             "unknown": [],
             "notices": [],
             "problems": [
-                {"service": "caddy", "item": "unit:caddy.service", "message": "port 80 is held by nginx", "remedy": "stop it"}
+                {
+                    "service": "caddy",
+                    "item": "unit:caddy.service",
+                    "message": "port 80 is held by nginx",
+                    "remedy": "stop it",
+                }
             ],
         },
     }

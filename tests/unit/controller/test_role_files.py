@@ -9,7 +9,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.hearth.homelab.plugins.plugin_utils import role_files, templates
+from ansible_collections.hearth.homelab.plugins.plugin_utils import layers, role_files, templates
 from ansible_collections.hearth.homelab.plugins.plugin_utils.role_files import Role, Roles, WrongTypeError
 
 from .fleets import Repository, native
@@ -116,3 +116,43 @@ def test_misspelt() -> None:
 )
 def test_the_longest_name_wins(variable: str, owner: str | None) -> None:
     assert role_files.prefix_owner(variable, {"paperless", "paperless_ai"}) == owner
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ("a: &x {b: 1, c: 2}\nd: {<<: *x, c: 3}\n", {"a": {"b": 1, "c": 2}, "d": {"b": 1, "c": 3}}),
+        (
+            "a: [1, 1.5, yes, null, ~, '1', 0x10, 2024-01-01x]\n",
+            {"a": [1, 1.5, True, None, None, "1", 16, "2024-01-01x"]},
+        ),
+        ("a: !unsafe '{{ b }}'\n", {"a": "{{ b }}"}),
+        ("1: a\ntrue: b\n", {1: "b"}),
+        ("", None),
+    ],
+)
+def test_reading_yaml(tmp_path: Path, text: str, data: t.Any) -> None:
+    path = tmp_path / "a.yml"
+    path.write_text(text)
+    if data == {1: "b"}:  # 1 and true are one key for Python, so the second would be lost
+        with pytest.raises(role_files.RoleError, match="given twice"):
+            role_files.read_yaml(path)
+        return
+    assert role_files.read_yaml(path) == data
+
+
+@pytest.mark.parametrize("text", ["a: !vault x\n", "a: &a [*a]\n", "? [a]\n: b\n", "a: b: c\n"])
+def test_yaml_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.yml"
+    path.write_text(text)
+    with pytest.raises(role_files.RoleError) as caught:
+        role_files.read_yaml(path)
+    assert caught.value.place.file == str(path)
+
+
+def test_unsafe_defaults_are_never_rendered(tmp_path: Path) -> None:
+    repo = Repository(tmp_path)
+    repo.role("app", native(), defaults="app_a: !unsafe '{{ x }}'\napp_b: '{{ x }}'\n")
+    role = Role("app", tmp_path / "roles" / "app", templates.environment())
+    assert not layers.templated(role.defaults["app_a"])
+    assert layers.templated(role.defaults["app_b"])

@@ -164,8 +164,8 @@ OFF = {"active": False, "enabled": False}
 
 def steps(*entries: tuple[str, str, str]) -> list[Step]:
     return [
-        Step(number, id, operation, service, {"do": "unit" if id.startswith("unit:") else "path"})
-        for number, (id, operation, service) in enumerate(entries, 1)
+        Step(number, name, operation, service, {"do": "unit" if name.startswith("unit:") else "path"})
+        for number, (name, operation, service) in enumerate(entries, 1)
     ]
 
 
@@ -212,7 +212,7 @@ def test_units_go_back(
     rebooted: bool, leave: tuple[str, ...], expected: undo.UnitWork,
 ) -> None:  # fmt: skip
     all_steps = steps(*done)
-    touched = {id.partition(":")[2] for id, _, _ in done if id.startswith("unit:")}
+    touched = {name.partition(":")[2] for name, _, _ in done if name.startswith("unit:")}
     undone = [step for step in reversed(all_steps) if services is None or step.service in services]
     assert undo.unit_work(undone, services, baseline, touched, MANIFEST, previous, rebooted, leave) == expected
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -75,8 +76,10 @@ async def relay_main(args: argparse.Namespace) -> None:
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", args.to)
-        except OSError:
+            # Read every time: a proxy that was started again may listen on another port.
+            port = json.loads(Path(args.proxy).read_text(encoding="utf-8"))["port"]
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", port)
+        except (OSError, ValueError, KeyError):
             writer.close()
             return
         await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))

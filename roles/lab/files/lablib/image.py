@@ -74,7 +74,7 @@ def apt_sources(suite: str, mirror: Mirror) -> str:
 def ensure_image(cache: Cache, suite: str, mirror: Mirror) -> Path:
     """The tree that every host starts from; built when there is none for these inputs."""
     tree = cache.images / f"{suite}-{architecture()}-{image_key(suite, mirror)}"
-    with locked(cache.root / "image.lock", "the image"):
+    with locked(cache.lock("image"), "the image"):
         end(processes_of(cache.images), grace=0)  # what a killed run left at work
         for leftover in cache.images.glob(".build-*"):
             remove_tree(leftover)

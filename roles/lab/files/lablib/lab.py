@@ -87,7 +87,7 @@ class Lab:
 
     def up(self, spec: Spec, link: Path | None) -> bool:
         """Make the lab as `spec` says; True when anything had to be done."""
-        with locked(self.cache.labs / f"{spec.name}.lock", f"lab {spec.name}"):
+        with locked(self.cache.lock(f"lab-{spec.name}"), f"lab {spec.name}"):
             known = self.load()
             if "spec" in known and Spec.from_json(known["spec"]) != spec:
                 raise LabError(
@@ -104,15 +104,16 @@ class Lab:
                 return False
             if not known:
                 self.announce(spec)
-            install_tools(self.cache)
-            image = ensure_image(self.cache, spec.suite, mirror)
+            # Before the first change; and the apt proxy stays while any lab has a record.
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.record(spec=spec.to_json(), bridge=spec.bridge, table=spec.table)
-            proxy = ensure_proxy(self.cache, mirror)
+            install_tools(self.cache)
+            image = ensure_image(self.cache, spec.suite, mirror)
+            ensure_proxy(self.cache, mirror)
             self.ensure_keys()
             self.ensure_bridge(spec)
             self.ensure_firewall(spec)
-            self.ensure_services(spec, proxy)
+            self.ensure_services(spec)
             with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as copies:
                 for done in [copies.submit(self.ensure_tree, spec, host, image) for host in spec.hosts]:
                     done.result()
@@ -302,12 +303,12 @@ table inet {spec.table} {{
 """
         run(["nft", "-f", "-"], stdin=rules)
 
-    def ensure_services(self, spec: Spec, proxy: int) -> None:
+    def ensure_services(self, spec: Spec) -> None:
         logs = self.directory / "log"
         logs.mkdir(exist_ok=True)
         if not self.running("apt-relay"):
             listen = [f"--listen={address}" for address in (spec.gateway, spec.gateway6)]
-            ports = [f"--port={spec.apt_port}", f"--to={proxy}"]
+            ports = [f"--port={spec.apt_port}", f"--proxy={self.cache.shared / 'state.json'}"]
             argv = [sys.executable, str(PROGRAM), "_relay", *listen, *ports]
             spawn(self.directory, "apt-relay", argv, logs / "apt-relay.log")
             wait_for_port(spec.gateway, spec.apt_port, "the apt relay", logs / "apt-relay.log")
@@ -520,7 +521,7 @@ table inet {spec.table} {{
         """Push what the registry does not have; remember each reference and digest."""
         if (self.directory / "registry.json").exists():
             return
-        with locked(self.cache.root / "busybox.lock", "busybox"):
+        with locked(self.cache.lock("busybox"), "busybox"):
             busybox = ensure_busybox(self.cache, spec.suite)
         pushed = {}
         for name, definition in sorted(standin_definitions().items()):
@@ -580,7 +581,7 @@ table inet {spec.table} {{
 
     def down(self) -> bool:
         """Undo all of `up`, from whatever state it or a crash left. True when there was anything."""
-        with locked(self.cache.labs / f"{self.directory.name}.lock", f"lab {self.directory.name}"):
+        with locked(self.cache.lock(f"lab-{self.directory.name}"), f"lab {self.directory.name}"):
             state = self.load()
             existed = self.directory.exists() or bool(processes_of(self.directory))
             # Their disks are deleted in a moment: no shutdown to wait for.
@@ -596,7 +597,6 @@ table inet {spec.table} {{
                 if alias.exists() and alias.read_text(encoding="utf-8").strip() in ("", f"hearth-lab:{self.directory}"):
                     run(["ip", "link", "delete", "dev", bridge])
             remove_tree(self.directory)
-        (self.cache.labs / f"{self.directory.name}.lock").unlink(missing_ok=True)
         if find_tool("apt-cacher-ng") is not None:
             release_proxy(self.cache)
         return existed

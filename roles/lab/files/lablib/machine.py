@@ -76,6 +76,10 @@ class Cache:
     def policy(self) -> Path:
         return self.root / "policy-rc.d"
 
+    def lock(self, name: str) -> Path:
+        """Lock files stay: removing one while somebody waits for it would let two in."""
+        return self.root / "lock" / name
+
     def log(self, name: str) -> Path:
         folder = self.root / "log"
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +114,7 @@ def missing_packages() -> list[str]:
 
 def install_tools(cache: Cache) -> None:
     """Install what is missing without starting any of it, and without leaving it enabled for the next boot."""
-    with locked(cache.root / "tools.lock", "the installation of tools"):
+    with locked(cache.lock("tools"), "the installation of tools"):
         # An installation that outlived a killed run is left to finish: half-configured packages help nobody.
         while processes_of(cache.policy):
             say("  waiting for an installation that an earlier run began")

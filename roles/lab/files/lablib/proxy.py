@@ -30,7 +30,7 @@ def free_port() -> int:
 
 def ensure_proxy(cache: Cache, mirror: Mirror) -> int:
     """Run apt-cacher-ng on loopback; give its port. It serves Debian's archive and refuses every other address."""
-    with locked(cache.root / "proxy.lock", "the apt proxy"):
+    with locked(cache.lock("proxy"), "the apt proxy"):
         state = proxy_state(cache)
         running = [process for process in processes_of(cache.shared) if process.part == "apt-proxy"]
         wanted = dataclasses.asdict(mirror) | {"options": [list(option) for option in mirror.options]}
@@ -68,7 +68,7 @@ def ensure_proxy(cache: Cache, mirror: Mirror) -> int:
 
 def release_proxy(cache: Cache) -> None:
     """End the proxy when no lab is left that uses it."""
-    with locked(cache.root / "proxy.lock", "the apt proxy"):
+    with locked(cache.lock("proxy"), "the apt proxy"):
         if cache.labs.exists() and any(cache.labs.glob("*/state.json")):
             return
         end(processes_of(cache.shared), grace=5)
