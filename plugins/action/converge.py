@@ -29,7 +29,7 @@ _RECONNECT = 120
 class ActionModule(AgentAction):
     """See the documentation of the module of the same name."""
 
-    _VALID_ARGS = frozenset(("service", "tiers", "only", "confirm_timeout"))
+    _VALID_ARGS = frozenset(("service", "tiers", "only", "start_empty", "confirm_timeout"))
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         super().run(tmp, task_vars)
@@ -39,6 +39,7 @@ class ActionModule(AgentAction):
                 "service": {"type": "str"},
                 "tiers": {"type": "list", "elements": "str", "choices": ["core", "infrastructure", "services"]},
                 "only": {"type": "list", "elements": "str"},
+                "start_empty": {"type": "list", "elements": "str"},
                 "confirm_timeout": {"type": "int", "default": 45},
             },
             mutually_exclusive=[["service", "tiers", "only"]],
@@ -52,9 +53,15 @@ class ActionModule(AgentAction):
                 "skipped": True,
                 "msg": f"{name} is composed, and left alone: its platform has no provider that converges it yet",
             }
-        scope = converging.scope(
-            plan.manifest, only=arguments["only"] or extra or None, tiers=arguments["tiers"] or None
-        )
+
+        def elsewhere() -> set[str]:
+            plans = compose.plans_for(self, variables, services=extra)
+            return {service for other in plans.values() if other for service in other.manifest.services}
+
+        only = arguments["only"] or extra or None
+        scope = converging.scope(plan.manifest, only=only, tiers=arguments["tiers"] or None, elsewhere=elsewhere)
+        if only and not scope:
+            return {"changed": False, "skipped": True, "msg": f"{name} has none of {', '.join(only)}"}
         values = self._secrets(plan.manifest.host, variables)
         names = converging.secret_names(plan.manifest, scope)
         missing = [entry for entry in names if entry not in values]
@@ -69,6 +76,8 @@ class ActionModule(AgentAction):
         request = {
             "manifest": plan.manifest.to_dict(),
             "scope": sorted(scope) if scope is not None else None,
+            "tiers": arguments["tiers"] or [],
+            "start_empty": converging.names(plan.manifest, arguments["start_empty"], elsewhere),
             "secrets": {"nonce": nonce, "digests": secret_values.keyed_digests(values, names, nonce)},
             "check": check,
             "diff": bool(self._task.diff),

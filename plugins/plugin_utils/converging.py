@@ -18,30 +18,51 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import HostPla
 REDACTED = "********"
 
 
-def scope(manifest: Manifest, *, only: t.Sequence[str] | None, tiers: t.Sequence[str] | None) -> frozenset[str] | None:
+def scope(
+    manifest: Manifest,
+    *,
+    only: t.Sequence[str] | None,
+    tiers: t.Sequence[str] | None,
+    elsewhere: t.Callable[[], t.Collection[str]] = frozenset,
+) -> frozenset[str] | None:
     """The services to apply: None for all; ``only`` with everything they require; or the services of some tiers.
 
     ``only`` accepts names and comma-separated names (``-e only=sonarr,radarr``).
     """
     if tiers:
         return frozenset(name for name, service in manifest.services.items() if service.tier in tiers)
-    names = [name for entry in only or () for name in entry.replace(" ", "").split(",") if name]
-    if not names:
+    if not only:
         return None
-    for name in names:
-        if name not in manifest.services:
-            hint = nearest(name, manifest.services)
-            raise AnsibleActionFail(
-                f"host {manifest.host} has no service {name!r}; {hint or 'it has ' + ', '.join(sorted(manifest.services))}"
-            )
+    wanted = names(manifest, only, elsewhere)
     found: set[str] = set()
-    todo = list(names)
+    todo = list(wanted)
     while todo:
         name = todo.pop()
         if name not in found and name in manifest.services:
             found.add(name)
             todo.extend(manifest.services[name].requires)
     return frozenset(found)
+
+
+def names(
+    manifest: Manifest, entries: t.Sequence[str] | None, elsewhere: t.Callable[[], t.Collection[str]] = frozenset
+) -> list[str]:
+    """This host's services among those that people name: a list whose entries may hold several, separated by commas.
+
+    ``elsewhere`` gives the services of the whole fleet; a name that is not among them either is an error.
+    """
+    found = [name for entry in entries or () for name in entry.replace(" ", "").split(",") if name]
+    unknown = [name for name in found if name not in manifest.services]
+    if unknown:
+        fleet = elsewhere()
+        for name in unknown:
+            if name not in fleet:
+                hint = nearest(name, {*manifest.services, *fleet})
+                raise AnsibleActionFail(
+                    f"host {manifest.host} has no service {name!r}, nor has another host; "
+                    f"{hint or 'it has ' + ', '.join(sorted(manifest.services))}"
+                )
+    return [name for name in found if name in manifest.services]
 
 
 def secret_names(manifest: Manifest, services: frozenset[str] | None) -> list[str]:

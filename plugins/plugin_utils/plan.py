@@ -16,7 +16,7 @@ from ansible_collections.hearth.homelab.plugins.module_utils import manifest as 
 _HOLE = re.compile(r"@@hearth:([a-z0-9_]+/[A-Za-z0-9_.-]+)@@")
 
 
-class DuplicateItem(ValueError):
+class DuplicateItemError(ValueError):
     """Two services declare one item; compose reports it as a conflict."""
 
     def __init__(self, item: str, first: str, second: str) -> None:
@@ -57,11 +57,11 @@ class PlanBuilder:
     _triggers: dict[str, dict[str, set[str]]] = field(default_factory=dict)
 
     def add(self, item: m.Item) -> str:
-        """Adds an item and returns its id. The same item twice is one; a differing one is a DuplicateItem."""
+        """Adds an item and returns its id. The same item twice is one; a differing one is a DuplicateItemError."""
         known = self._items.get(item.id)
         if known is not None and known != item:
             if dataclasses.replace(known, service=item.service) != item or known.service == item.service:
-                raise DuplicateItem(item.id, known.service, item.service)
+                raise DuplicateItemError(item.id, known.service, item.service)
             return item.id  # a shared item (user, group, directory): its first owner keeps it
         self._items[item.id] = item
         return item.id

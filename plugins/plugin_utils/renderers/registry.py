@@ -10,7 +10,7 @@ import typing as t
 
 from ansible_collections.hearth.homelab.plugins.plugin_utils.errors import Problem, nearest
 from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet, Host, Service
-from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import DuplicateItem, HostPlan, PlanBuilder
+from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import DuplicateItemError, HostPlan, PlanBuilder
 from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import (
     common,
     files,
@@ -73,7 +73,7 @@ def render_host(fleet: Fleet, host: Host) -> HostPlan:
             render(fleet, host, plan)
         except common.RenderError as error:
             problems.append(error.problem)
-        except DuplicateItem as error:
+        except DuplicateItemError as error:
             problems.append(Problem(host=host.name, service=error.second, message=str(error)))
     if problems:
         raise HostRenderError(problems)

@@ -9,7 +9,7 @@ import pytest
 from ansible.errors import AnsibleActionFail
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
 from ansible_collections.hearth.homelab.plugins.plugin_utils import converging, secret_values
-from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import DuplicateItem, HostPlan, PlanBuilder
+from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import DuplicateItemError, HostPlan, PlanBuilder
 
 
 def plan() -> HostPlan:
@@ -41,8 +41,12 @@ def test_scope(only: list[str] | None, tiers: list[str] | None, expected: set[st
 
 
 def test_scope_of_an_unknown_service_names_the_nearest() -> None:
-    with pytest.raises(AnsibleActionFail, match="host forge has no service 'minflux'; did you mean miniflux"):
+    with pytest.raises(AnsibleActionFail, match="host forge has no service 'minflux'.*did you mean miniflux"):
         converging.scope(plan().manifest, only=["minflux"], tiers=None)
+
+
+def test_a_service_of_another_host_is_nothing_to_do_here() -> None:
+    assert converging.scope(plan().manifest, only=["plex"], tiers=None, elsewhere=lambda: {"plex"}) == frozenset()
 
 
 def test_only_secrets_in_scope_are_compared() -> None:
@@ -60,7 +64,7 @@ def test_a_file_with_a_secret_is_planned_with_its_hole() -> None:
 def test_two_services_may_not_declare_one_file_differently() -> None:
     builder = PlanBuilder("forge", "debian13", "amd64")
     builder.file("a", "/etc/x", "one")
-    with pytest.raises(DuplicateItem, match="file:/etc/x is declared by a and by b"):
+    with pytest.raises(DuplicateItemError, match="file:/etc/x is declared by a and by b"):
         builder.file("b", "/etc/x", "two")
 
 

@@ -178,7 +178,10 @@ def steps(*entries: tuple[str, str, str]) -> list[Step]:
             id="an old service is restarted with its old files",
         ),
         pytest.param(
-            [("file:/etc/caddy/sites/app", "create", "app"), ("unit:caddy.service", "reload", "caddy"), ("unit:app.service", "start", "app")],
+            [
+                ("file:/etc/caddy/sites/app", "create", "app"), ("unit:caddy.service", "reload", "caddy"),
+                ("unit:app.service", "start", "app"),
+            ],
             {"app"}, {"app.service": OFF, "caddy.service": ON}, NEW, False, (),
             undo.UnitWork(stop=("app.service",), reload=("caddy.service",), disable=("app.service",)),
             id="a new service is stopped and disabled, who read its fragment reads again",
