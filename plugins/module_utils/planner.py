@@ -679,7 +679,9 @@ class _Planner:
         before = self.old.get(item.id)
         if isinstance(before, m.File):
             if self._edited(before, state) and state.digest != expected:
-                self._notice(item, f"{item.name} was changed by hand since the last run and will be overwritten")
+                # The store has only today's values: a run of other services may have replaced a secret since.
+                how = "or one of its secrets was replaced " if before.holes else ""
+                self._notice(item, f"{item.name} was changed by hand {how}since the last run and will be overwritten")
         elif item.name not in self.observed.originals:
             self._notice(item, f"{item.name} existed before Hearth; what was there is kept in generation 0")
 
