@@ -21,6 +21,8 @@ LAB_SECRETS ?= $(BIN)/python tools/lab_secrets.py
 # Prints what runs where and how to open it; writes build/demo.json.
 DEMO_TABLE ?= $(BIN)/python tools/demo_table.py
 PYTEST ?= $(BIN)/python -m pytest
+# What a molecule scenario verifies on its own hosts is run by that scenario.
+SCENARIO_TESTS := $(patsubst %,--ignore=tests/integration/%,$(notdir $(patsubst %/molecule.yml,%,$(wildcard molecule/*/molecule.yml))))
 PLAYBOOK := $(BIN)/ansible-playbook -i $(LAB)
 
 # Python files outside the collection's own packages that are type-checked as programs.
@@ -118,7 +120,8 @@ test: ## everything CI runs: lint, unit tests, integration tests and molecule sc
 	@mkdir -p build
 	@"$(MAKE)" --silent $(READERS)/.stamp
 	@echo "== unit and integration tests, molecule scenarios"
-	@PATH="$(CURDIR)/$(READERS)/usr/bin:$$PATH" $(PYTEST) tests/unit tests/integration
+	@$(LAB_SECRETS)
+	@PATH="$(CURDIR)/$(READERS)/usr/bin:$$PATH" $(PYTEST) tests/unit tests/integration $(SCENARIO_TESTS) $(PYTEST_ARGS)
 
 .PHONY: lint
 # All of them, also when one fails: one run shows everything there is to mend.
@@ -158,13 +161,15 @@ unit: $(VENV)/.dev $(READERS)/.stamp ## unit tests: no root, no network
 .PHONY: integration
 integration: $(VENV)/.dev ## integration tests on disposable hosts, with the molecule scenarios
 	@"$(MAKE)" --silent lab-tools
-	@$(PYTEST) tests/integration $(PYTEST_ARGS)
+	@$(LAB_SECRETS)
+	@$(PYTEST) tests/integration $(SCENARIO_TESTS) $(PYTEST_ARGS)
 
 .PHONY: molecule
 molecule: $(VENV)/.dev ## one molecule scenario on disposable hosts: make molecule SCENARIO=default
 	@if [ -z "$(SCENARIO)" ]; then \
 		echo "error: say which: make molecule SCENARIO=$$(ls molecule 2>/dev/null | tr '\n' '|')" >&2; exit 1; fi
 	@"$(MAKE)" --silent lab-tools
+	@$(LAB_SECRETS)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/molecule test --scenario-name "$(SCENARIO)"
 
 .PHONY: bench

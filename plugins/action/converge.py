@@ -84,6 +84,11 @@ class ActionModule(AgentAction):
         }
         try:
             answer = agent.call("compare", request)
+            if answer["unfinished"] and not answer["running"] and not check:
+                # A run was interrupted: the host finishes or undoes it first, and only then tells what differs.
+                display.display(f"  {name}: settling run {answer['unfinished'][0]}, which was interrupted")
+                agent.call("recover", {})
+                answer = agent.call("compare", request)
             result = converging.compared(plan, answer, check=check)
             if answer["status"] == "stale" and not check:
                 outcome = self._apply(agent, plan, answer, request, values, arguments["confirm_timeout"])

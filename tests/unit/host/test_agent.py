@@ -12,6 +12,7 @@ import sys
 import urllib.parse
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ansible_collections.hearth.homelab.plugins.module_utils import (
@@ -27,6 +28,7 @@ from ansible_collections.hearth.homelab.plugins.module_utils import manifest as 
 from ansible_collections.hearth.homelab.plugins.module_utils.actions import Action
 from ansible_collections.hearth.homelab.plugins.module_utils.layout import Layout
 from ansible_collections.hearth.homelab.plugins.module_utils.redact import MASK, Redactor
+from ansible_collections.hearth.homelab.plugins.module_utils.runner import Completed
 
 # --- protocol ---------------------------------------------------------------------------------------------------
 
@@ -195,16 +197,33 @@ def test_packages_that_apt_does_not_know(output: str, expected: list[str]) -> No
     assert packages.parse_unknown(output) == expected
 
 
-@pytest.mark.parametrize(
-    ("output", "expected"),
-    [
-        ("After this operation, 44.3 MB of additional disk space will be used.", 44_300_000),
-        ("After this operation, 1,234 kB of additional disk space will be used.", 1_234_000),
-        ("After this operation, 5 kB disk space will be freed.", 0),
-    ],
-)
-def test_space_that_packages_take(output: str, expected: int) -> None:
-    assert packages.parse_space(output) == expected
+def test_space_that_packages_take() -> None:
+    output = (
+        "Package: ntfy\nVersion: 2.11.0-2+b4\nInstalled-Size: 15110\nSize: 4560048\n\n"
+        "Package: redis-server\nInstalled-Size: 212\nSize: 89000\n"
+    )
+    assert packages.parse_space(output) == (15110 + 212) * 1024
+
+
+def test_asking_for_space_installs_nothing() -> None:
+    """apt-get --assume-no installs when it has nothing to ask: a package came before its user had its id."""
+
+    class Recorder:
+        def __init__(self) -> None:
+            self.commands: list[list[str]] = []
+
+        def run(self, argv: list[str], **_options: object) -> Completed:
+            self.commands.append(list(argv))
+            output = (
+                "Inst ntfy (2.11.0-2+b4 Debian:13.7/stable [amd64])\n"
+                if argv[0] == "apt-get"
+                else "Installed-Size: 15110\n"
+            )
+            return Completed(tuple(argv), 0, output, "")
+
+    runner = Recorder()
+    assert packages.space_needed(SimpleNamespace(runner=runner), ["ntfy"]) == 15110 * 1024  # type: ignore[arg-type]
+    assert all("-s" in command for command in runner.commands if command[0] == "apt-get")
 
 
 def test_units_are_told_by_position_not_by_id() -> None:
