@@ -95,6 +95,13 @@ class ActionModule(AgentAction):
                 result = converging.applied(name, result, outcome)
         except AgentError as error:
             raise AnsibleActionFail(f"host {name}: {error}") from error
+        except AnsibleConnectionFailure as error:
+            if agent.exchanges > 1:
+                raise  # what was already said to the host is in the message
+            raise AnsibleConnectionFailure(
+                f"host {name} cannot be reached, and nothing was changed on it: {error}. "
+                "Is it up, and is ansible_host (with ansible_port and ansible_user) your way in to it?"
+            ) from None
         result["exchanges"] = agent.exchanges
         result = converging.redact(result, [values[entry] for entry in names])
         for notice in result["notices"]:
