@@ -38,7 +38,8 @@ except PermissionError:
 work = tempfile.mkdtemp(prefix=".new-", dir=base if how == "install" else None)
 try:
     with tarfile.open(fileobj=io.BytesIO(archive), mode="r:xz") as tar:
-        tar.extractall(work, filter="data")
+        # Python before 3.11.4 (Debian 12's is 3.11.2) has no filters; the archive is our own.
+        tar.extractall(work, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
     if how == "install":
         compileall.compile_dir(work, quiet=2, stripdir=work, prependdir=os.path.join(base, digest))
         target = os.path.join(base, digest)
