@@ -61,7 +61,7 @@ def noop(inventory: str, limit: str, runs: int, env: dict[str, str]) -> t.Iterat
             "- name: Empty play\n  hosts: all\n  gather_facts: false\n  tasks:\n"
             "    - name: Touch the connection\n      ansible.builtin.raw: 'true'\n      changed_when: false\n"
         )
-        playbook = ["ansible-playbook", "-i", inventory, "-l", limit]
+        playbook = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", inventory, "-l", limit]
         timed([*playbook, "site.yml"], env)
         timed([*playbook, str(empty)], env)
         site, base = [], []
