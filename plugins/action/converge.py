@@ -165,7 +165,7 @@ class ActionModule(AgentAction):
 
     def _secrets(self, host: str, variables: dict[str, t.Any]) -> dict[str, str]:
         """Values from the SOPS files of this host and its groups, then from ``<service>_secrets`` variables."""
-        files = compose.secret_files(self, variables, host)
+        files, sops = compose.secret_files(self, variables, host)
         option_names = (
             "sops_binary",
             "sops_age_key",
@@ -174,9 +174,7 @@ class ActionModule(AgentAction):
             "sops_config_path",
         )
         options = {name: self._templar.template(variables[name]) for name in option_names if name in variables}
-        values = (
-            secret_values.decrypt([Path(path) for path in files], secret_values.sops_option(options)) if files else {}
-        )
+        values = secret_values.decrypt([Path(path) for path in files], secret_values.sops_option(options), sops)
         for name, value in variables.items():
             if name.endswith("_secrets") and isinstance(name, str):
                 try:

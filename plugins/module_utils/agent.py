@@ -36,7 +36,7 @@ import time
 import typing as t
 from pathlib import Path
 
-from ansible_collections.hearth.homelab.plugins.module_utils import evaluate, generations, planner, protocol
+from ansible_collections.hearth.homelab.plugins.module_utils import evaluate, generations, lock, planner, protocol
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
 from ansible_collections.hearth.homelab.plugins.module_utils.actions import Plan
 from ansible_collections.hearth.homelab.plugins.module_utils.layout import Layout, read_json, write_atomic, write_json
@@ -70,12 +70,10 @@ def compare(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
         layout, SystemRunner(), manifest, previous, scope, wanted, request.get("start_empty") or ()
     )
     plan = result.plan
-    from ansible_collections.hearth.homelab.plugins.module_utils.settle import describe, holder
-
-    running = holder(layout)
+    running = lock.holder(layout)
     unfinished = [path.name for path in generations.unfinished_runs(layout)] if running is None else []
     if running is not None:
-        plan.problems.insert(0, _problem(describe(running), "wait for it to end, then run again"))
+        plan.problems.insert(0, _problem(lock.describe(running), "wait for it to end, then run again"))
     elif unfinished and request.get("check"):
         plan.problems.insert(
             0,
@@ -160,7 +158,6 @@ def _diffs(
 
 def apply(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
     """Take everything in, then start the unit that applies it. Nothing of the host itself is changed here."""
-    from ansible_collections.hearth.homelab.plugins.module_utils import settle
     from ansible_collections.hearth.homelab.plugins.module_utils.apply import Request
 
     run = request["run"]
@@ -173,9 +170,9 @@ def apply(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
             "scope": _scope(request, current.manifest if current else None),
         }
     )
-    running = settle.holder(layout)
+    running = lock.holder(layout)
     if running is not None:
-        raise RefusedError(settle.describe(running))
+        raise RefusedError(lock.describe(running))
     layout.prepare()
     directory = layout.run(wanted.run)
     if directory.exists():
@@ -344,9 +341,9 @@ def recover(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
     from ansible_collections.hearth.homelab.plugins.module_utils import settle
 
     try:
-        with settle.Lock(layout, "settle", "settle", wait=float(request.get("timeout", 30))):
+        with lock.Lock(layout, "settle", "settle", wait=float(request.get("timeout", 30))):
             return {"results": [result.to_dict() for result in settle.settle(layout, SystemRunner(), early=False)]}
-    except settle.LockedError as locked:
+    except lock.LockedError as locked:
         raise RefusedError(str(locked)) from locked
 
 
@@ -369,7 +366,7 @@ def run_unit(layout: Layout, run: str) -> int:
     directory, runner = layout.run(run), SystemRunner()
     request = Request.from_dict(read_json(directory / "request.json"))
     try:
-        with settle.Lock(layout, run, request.owner):
+        with lock.Lock(layout, run, request.owner):
             engine.select(layout)
             settle.settle(layout, runner, early=False)
             sent = settle.transit_secrets(layout, run)
@@ -380,7 +377,7 @@ def run_unit(layout: Layout, run: str) -> int:
             result = work.run()
             applied = result.generation is not None
             settle.finish(layout, context, result, "committed" if applied else "undone")
-    except settle.LockedError as locked:
+    except lock.LockedError as locked:
         problem = Problem("", "", str(locked), "wait for it to end, then run again")
         write_json(directory / "result.json", Result(run, problems=[problem.to_dict()]).to_dict())
     return 0
@@ -400,9 +397,9 @@ def settle_unit(layout: Layout, guarded: str = "") -> int:
         # The run itself undoes an unconfirmed change. That it has not, this long after, means that it hangs.
         runner.run(["systemctl", "kill", "--signal=SIGKILL", "--", f"hearth-apply-{guarded}.service"], check=False)
     try:
-        with settle.Lock(layout, "settle", "hearth-settle.service", wait=60.0 if guarded else 20.0):
+        with lock.Lock(layout, "settle", "hearth-settle.service", wait=60.0 if guarded else 20.0):
             results = settle.settle(layout, runner)
-    except settle.LockedError as locked:
+    except lock.LockedError as locked:
         print(f"nothing to settle: {locked}")
         return 0
     for result in results:

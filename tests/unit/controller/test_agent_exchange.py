@@ -21,6 +21,11 @@ print(protocol.encode_response({"command": sys.argv[1], "request": request}))
 """
 
 
+def _forget() -> None:
+    for part in (controller._files, controller.digest, controller.archive):
+        part.cache_clear()
+
+
 @pytest.fixture
 def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> t.Callable[[str, bytes], dict[str, t.Any]]:
     """A host whose agent echoes: the bundle keeps its protocol module and gets another entry point."""
@@ -31,14 +36,14 @@ def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> t.Callable[[str,
 
     monkeypatch.setattr(protocol, "agent_files", files)
     monkeypatch.setattr(controller, "AGENT_DIRECTORY", str(tmp_path / "hearth" / "agent"))
-    controller.bundle.cache_clear()
+    _forget()
 
     def run(command: str, data: bytes) -> dict[str, t.Any]:
         found = subprocess.run(["sh", "-c", command], input=data, capture_output=True, check=False)
         return {"rc": found.returncode, "stdout": found.stdout.decode(), "stderr": found.stderr.decode()}
 
     yield run
-    controller.bundle.cache_clear()
+    _forget()
 
 
 def test_the_agent_is_shipped_once_and_then_answers_in_one_exchange(tmp_path: Path, execute: t.Any) -> None:
@@ -49,7 +54,7 @@ def test_the_agent_is_shipped_once_and_then_answers_in_one_exchange(tmp_path: Pa
     assert second.call("compare", {"a": 2})["request"] == {"a": 2}
     assert second.exchanges == 1
     installed = tmp_path / "hearth" / "agent" / "current"
-    assert installed.resolve().name == controller.bundle()[0]
+    assert installed.resolve().name == controller.digest()
     assert list(installed.rglob("protocol.*.pyc")), "not byte-compiled"
 
 
@@ -68,7 +73,7 @@ def test_a_host_that_does_not_answer_is_quoted() -> None:
 
 
 def test_equal_sources_give_an_equal_bundle() -> None:
-    controller.bundle.cache_clear()
-    one = controller.bundle()
-    controller.bundle.cache_clear()
-    assert controller.bundle() == one
+    _forget()
+    one = controller.digest(), controller.archive()
+    _forget()
+    assert (controller.digest(), controller.archive()) == one

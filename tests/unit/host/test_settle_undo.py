@@ -10,7 +10,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.hearth.homelab.plugins.module_utils import settle, undo
+from ansible_collections.hearth.homelab.plugins.module_utils import lock, settle, undo
 from ansible_collections.hearth.homelab.plugins.module_utils.apply import Request
 from ansible_collections.hearth.homelab.plugins.module_utils.generations import unfinished_runs
 from ansible_collections.hearth.homelab.plugins.module_utils.journal import Journal, Step, read, replay
@@ -283,11 +283,11 @@ def test_a_run_that_never_began_gets_a_result(layout: Layout, runner: FakeRunner
 
 
 def test_the_lock_names_its_owner(layout: Layout) -> None:
-    assert settle.holder(layout) is None
-    with settle.Lock(layout, "r1", "rydev@laptop"):
-        holder = settle.holder(layout)
+    assert lock.holder(layout) is None
+    with lock.Lock(layout, "r1", "rydev@laptop"):
+        holder = lock.holder(layout)
         assert holder is not None
-        assert "rydev@laptop is applying run r1" in settle.describe(holder)
-        with pytest.raises(settle.LockedError, match="rydev@laptop"):
-            settle.Lock(layout, "r2", "somebody", wait=0.0)
-    assert settle.holder(layout) is None
+        assert "rydev@laptop is applying run r1" in lock.describe(holder)
+        with pytest.raises(lock.LockedError, match="rydev@laptop"):
+            lock.Lock(layout, "r2", "somebody", wait=0.0)
+    assert lock.holder(layout) is None
