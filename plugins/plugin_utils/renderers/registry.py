@@ -47,10 +47,12 @@ RENDERERS: dict[tuple[str, str], str] = {
     ("notify", "alertmanager"): "alertmanager",
     ("postgresql", "postgresql"): "postgresql",
     ("firewall", "nftables"): "firewall",
+    ("status", "gatus"): "gatus",
+    ("dashboard", "homepage"): "homepage",
 }
 
 #: Contracts whose provider may be on another host.
-ELSEWHERE: tuple[str, ...] = ("route", "metrics", "alerts")
+ELSEWHERE: tuple[str, ...] = ("route", "metrics", "alerts", "dashboard")
 
 
 class HostRenderError(ValueError):
@@ -131,6 +133,7 @@ def _contracts(service: Service) -> list[str]:
     asked = {
         "route": entry.route,
         "alerts": entry.alerts,
+        "dashboard": entry.dashboard,
         "postgresql": entry.database.postgresql,
         "firewall": any(listen.from_ for listen in entry.listen.values()),
     }
