@@ -13,6 +13,7 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet,
 from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import DuplicateItemError, HostPlan, PlanBuilder
 from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import (
     common,
+    configure,
     files,
     health,
     native,
@@ -37,6 +38,7 @@ GENERAL: tuple[tuple[str, Renderer], ...] = (
     ("timers", timers.render),
     ("quadlet", quadlet.render),
     ("health", health.render),
+    ("configure", configure.render),
 )
 
 #: Run on the hosts whose service says ``provides: {CONTRACT: RENDERER}``: (contract, renderer) -> module here.
