@@ -908,7 +908,8 @@ class Apply:
         this run could not be asked before. One that cannot be made is said; its service runs and stands."""
         wanted = {item.id: item for item in self.manifest.items if isinstance(item, m.Configure)}
         gone = {item.id: item for item in (self.previous.items if self.previous else ()) if item.id not in wanted}
-        pending = [entry for entry in (*plan.actions, *plan.unknown) if _kind_of(entry) == "configure"]
+        pending = any(action.kind == "configure" for action in plan.actions)
+        pending = pending or any(_kind(notice) == "configure" for notice in plan.unknown)
         touched = {step.service for step in self.journal.state.steps if step.id.startswith("unit:")}
         if not pending and not any(item.provider in touched for item in wanted.values()):
             return
@@ -1185,10 +1186,6 @@ class Apply:
         )
         self.result.problems += [Problem("", "", text, "").to_dict() for text in self.context.problems]
         self.result.ok = not self.result.problems and not self.result.taken_back
-
-
-def _kind_of(entry: Action | Notice) -> str:
-    return entry.kind if isinstance(entry, Action) else _kind(entry)
 
 
 def _kind(notice: Notice) -> str:

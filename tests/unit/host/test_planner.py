@@ -827,8 +827,8 @@ APP = m.Configure(
 STORED = {"sonarr/api_key": "1", "prowlarr/api_key": "2"}
 
 
-def configured(*states: o.configure.ObjectState, previous=None, items=(APP,), **more) -> Plan:
-    state = observed(secrets=dict(STORED), configured={APP.name: state for state in states})
+def configured(found: o.configure.ObjectState, previous=None, items=(APP,), **more) -> Plan:
+    state = observed(secrets=dict(STORED), configured={APP.name: found})
     return plan(state, items, previous=previous, services=(SONARR, PROWLARR), **more)
 
 
