@@ -155,7 +155,9 @@ def _recover(service: Service, plan: PlanBuilder) -> None:
         return
     units = " ".join(common.running_units(service))
     loop = (
-        f"while sleep {common.RECOVER_SECONDS}; do again=; for unit in {units}; do "
+        # A service that was taken back meanwhile has no unit any more.
+        f"while sleep {common.RECOVER_SECONDS}; do systemctl cat {units} >/dev/null || exit 0; "
+        f"again=; for unit in {units}; do "
         'test "$(systemctl show -P ActiveState "$unit")" != inactive || again="$again $unit"; done; '
         'test -n "$again" || exit 0; systemctl start $again && exit 0; done'
     )
