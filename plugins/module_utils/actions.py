@@ -31,6 +31,7 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "unit": ("start", "restart", "reload", "stop", "enable", "disable"),
     "postgresql_role": ("create", "modify", "disable"),
     "postgresql_database": ("create", "modify"),
+    "configure": ("create", "modify", "remove"),
 }
 
 

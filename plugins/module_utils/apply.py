@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ansible_collections.hearth.homelab.plugins.module_utils import (
+    configure,
     engine,
     evaluate,
     generations,
@@ -900,6 +901,54 @@ class Apply:
                 self.result.taken_back[name] = self.context.redactor.text(watch.reason)
         self._sentinels(loop)
         self._time("services")
+        self._configure(plan)
+
+    def _configure(self, plan: Plan) -> None:
+        """Objects that only applications' APIs can make, after all services are well. Read again: what was started in
+        this run could not be asked before. One that cannot be made is said; its service runs and stands."""
+        wanted = {item.id: item for item in self.manifest.items if isinstance(item, m.Configure)}
+        gone = {item.id: item for item in (self.previous.items if self.previous else ()) if item.id not in wanted}
+        pending = any(action.kind == "configure" for action in plan.actions)
+        pending = pending or any(_kind(notice) == "configure" for notice in plan.unknown)
+        touched = {step.service for step in self.journal.state.steps if step.id.startswith("unit:")}
+        if not pending and not any(item.provider in touched for item in wanted.values()):
+            return
+        # A secret that was stored in this run is not stale any more, and applications do not show theirs.
+        todo = {action.id: action for action in self.actions.values() if action.kind == "configure"}
+        fresh = self._plan()
+        todo.update({action.id: action for action in fresh.actions if action.kind == "configure"})
+        held = self.journal.state.held
+        for notice in fresh.unknown:
+            if _kind(notice) == "configure" and notice.service not in held and notice.item not in todo:
+                message = self.context.redactor.text(notice.message)
+                self.result.problems.append(Problem(notice.service, notice.item, message, "run again").to_dict())
+        for action in todo.values():
+            item = wanted.get(action.id) or gone.get(action.id)
+            if not isinstance(item, m.Configure) or action.service in held or item.provider in held:
+                continue
+            step = self.journal.begin(action.id, action.operation, action.service)
+            self.context.say(f"configuring {item.provider}: {item.name}")
+            try:
+                if action.operation == "remove":
+                    configure.remove(item, self._stored)
+                else:
+                    configure.write(item, self._stored)
+            except configure.ApiError as error:
+                self.journal.undone(step)
+                self.actions.pop((action.id, action.operation), None)
+                message = self.context.redactor.text(f"{item.provider} cannot be told of {item.name}: {error}")
+                remedy = f"journalctl -u {item.provider}, then run again"
+                self.result.problems.append(Problem(action.service, action.id, message, remedy).to_dict())
+                continue
+            self.journal.done(step)
+            self.actions.setdefault((action.id, action.operation), action)
+        self._time("configure")
+
+    def _stored(self, name: str) -> str | None:
+        try:
+            return self.layout.secret(name).read_text("utf-8")
+        except FileNotFoundError:
+            return None
 
     def _watches(self, actions: t.Sequence[Action], databases: t.Collection[str]) -> list[services.Watch]:
         """What is acted on or has been, what only needs its databases, and what requires something that restarts."""

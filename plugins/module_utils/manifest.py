@@ -46,6 +46,7 @@ KINDS: tuple[str, ...] = (
     "unit",
     "postgresql_role",
     "postgresql_database",
+    "configure",
 )
 
 
@@ -280,11 +281,32 @@ class PostgresqlDatabase(Item):
     provider: str = "postgresql"
 
 
+@dataclass(frozen=True)
+class Configure(Item):
+    """An object that only an application's API can make (``name`` is ``SERVICE/NAME``).
+
+    ``provider`` is the service of this host whose API it is, ``url`` the collection there, ``match`` the key by which
+    the object is found. ``desired`` and ``headers`` have holes where secrets go, named in ``holes``; keys in ``ignore``
+    are said when the object is made and left alone afterwards.
+    """
+
+    kind: t.ClassVar[str] = "configure"
+    provider: str = ""
+    url: str = ""
+    match: str = "name"
+    desired: dict[str, t.Any] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    holes: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    method_create: str = "POST"
+    method_update: str = "PUT"
+
+
 ITEM_TYPES: dict[str, type[Item]] = {
     cls.kind: cls
     for cls in (
         Hostname, Group, User, Storage, Package, Initialize, Secret, Directory, Symlink, File, Locale,
-        Firewall, Image, PodmanSecret, Unit, PostgresqlRole, PostgresqlDatabase,
+        Firewall, Image, PodmanSecret, Unit, PostgresqlRole, PostgresqlDatabase, Configure,
     )
 }  # fmt: skip
 

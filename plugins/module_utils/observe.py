@@ -26,8 +26,8 @@ import typing as t
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ansible_collections.hearth.homelab.plugins.module_utils import configure, scram
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
-from ansible_collections.hearth.homelab.plugins.module_utils import scram
 from ansible_collections.hearth.homelab.plugins.module_utils.postgresql import identifier, literal
 from ansible_collections.hearth.homelab.plugins.module_utils.protocol import secret_digest
 from ansible_collections.hearth.homelab.plugins.module_utils.runner import (
@@ -217,6 +217,7 @@ class Observed:
     podman_secrets: dict[str, bool] = field(default_factory=dict)  # present -> holds the stored value
     units: dict[str, UnitState] = field(default_factory=dict)
     postgresql: dict[str, PostgresqlState] = field(default_factory=dict)  # by provider
+    configured: dict[str, configure.ObjectState] = field(default_factory=dict)  # objects of APIs by item name
     listeners: list[Listener] | None = None  # None: not asked for
     errors: dict[str, str] = field(default_factory=dict)  # kind (or "listener", "release") -> message
 
@@ -277,6 +278,7 @@ class _Observer:
             ("firewall", self._firewall),
             ("image", self._images),
             ("podman_secret", self._podman_secrets),
+            ("configure", self._configured),
         ):
             if kind in self.all or (kind == "user" and "group" in self.all):
                 jobs.append((kind, job))
@@ -361,7 +363,7 @@ class _Observer:
         names = {item.name for item in self.all.get("secret", [])}
         for items in self.all.values():
             for item in items:
-                if isinstance(item, m.File):
+                if isinstance(item, (m.File, m.Configure)):
                     names.update(item.holes)
                 elif isinstance(item, (m.PodmanSecret, m.PostgresqlRole)) and item.secret:
                     names.add(item.secret)
@@ -598,6 +600,12 @@ class _Observer:
                 held = str(entry.get("SecretData", ""))
                 same = value is not None and hmac.compare_digest(value.encode(), held.encode())
                 self.observed.podman_secrets[item.name] = same
+
+    def _configured(self) -> None:
+        """Objects of applications' APIs, those of the generation before included; the wanted ones last: they win."""
+        every = (*self.all["configure"], *self.wanted.get("configure", ()))
+        items = {item.name: item for item in every if isinstance(item, m.Configure)}
+        self.observed.configured = configure.observe(items.values(), self._secret)
 
     # -- PostgreSQL ---------------------------------------------------------------------------------------------
 

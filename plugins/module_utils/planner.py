@@ -17,8 +17,8 @@ import typing as t
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from ansible_collections.hearth.homelab.plugins.module_utils import configure, storage
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
-from ansible_collections.hearth.homelab.plugins.module_utils import storage
 from ansible_collections.hearth.homelab.plugins.module_utils.actions import Action, Notice, Plan, Problem
 from ansible_collections.hearth.homelab.plugins.module_utils.observe import (
     FileState,
@@ -57,7 +57,7 @@ _ATTRIBUTES_ONLY = frozenset({("file", "attributes"), ("directory", "modify"), (
 _PHASES: tuple[str, ...] = (
     "hostname", "group", "user", "storage", "early secret", "early directory", "early file", "package", "initialize",
     "secret", "stop", "directory", "symlink", "file", "directory removal", "locale", "firewall", "image",
-    "podman_secret", "services",
+    "podman_secret", "services", "configure",
 )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def _references(item: m.Item) -> Iterable[str]:
         yield f"user:{item.user}"
     if isinstance(item, m.User):
         yield from (f"group:{name}" for name in (item.group, *item.groups))
-    if isinstance(item, m.File):
+    if isinstance(item, (m.File, m.Configure)):
         yield from (f"secret:{name}" for name in item.holes)
     if isinstance(item, (m.PodmanSecret, m.PostgresqlRole)) and item.secret:
         yield f"secret:{item.secret}"
@@ -266,6 +266,7 @@ class _Planner:
         self._firewall()
         self._stop_removed_units()
         self._services()
+        self._configure()
         self._listeners()
         self._staying()
         result = self.result
@@ -469,7 +470,7 @@ class _Planner:
             if isinstance(item, m.Secret):
                 needed[item.name] = item
         for item in self.wanted:
-            names: Sequence[str] = item.holes if isinstance(item, m.File) else ()
+            names: Sequence[str] = item.holes if isinstance(item, (m.File, m.Configure)) else ()
             if isinstance(item, (m.PodmanSecret, m.PostgresqlRole)) and item.secret:
                 names = (item.secret,)
             for name in names:
@@ -952,6 +953,47 @@ class _Planner:
                 "owner": database.owner, "encoding": database.encoding, "extensions": sorted(database.extensions),
             }  # fmt: skip
             self._act("services", item, "modify", reason, before, after)
+
+    # -- objects of applications --------------------------------------------------------------------------------
+
+    def _configure(self) -> None:
+        """What applications' APIs have: compared while they run, read again after the services of this run."""
+        for item in self.wanted:
+            if isinstance(item, m.Configure) and not self._failed(item):
+                self._object(item)
+        for gone in self.removed:
+            if isinstance(gone, m.Configure) and gone.provider in self.merged.services and not self._failed(gone):
+                self._object_gone(gone)
+
+    def _starts(self, service: str) -> bool:
+        """Whether a service is not running before this run, or starts anew in it."""
+        units = self.units.get(service, ())
+        acted = {action.name for action in self.phases["services"] if action.operation in ("start", "restart")}
+        return any(unit.name in acted for unit in units)
+
+    def _object(self, item: m.Configure) -> None:
+        state = self.observed.configured.get(item.name)
+        key = str(item.desired.get(item.match, item.name))
+        after = {item.match: key}
+        changed = [name for name in item.holes if name in self.stale and name in configure.holes(item.desired)]
+        if state is None or state.error:
+            why = "it is started by this run" if self._starts(item.provider) else state.error if state else "not asked"
+            self._unknown(item, f"what {item.provider} has as {key} is not known before it answers: {why}")
+        elif not state.found:
+            self._act("configure", item, "create", "missing", None, after)
+        elif state.differs:
+            self._act("configure", item, "modify", f"{', '.join(state.differs)} differ", after, after)
+        elif changed:
+            # The application does not show secrets; that this one is stored anew says that it is another.
+            self._act("configure", item, "modify", f"secret {', '.join(changed)} differs", after, after)
+
+    def _object_gone(self, item: m.Configure) -> None:
+        state = self.observed.configured.get(item.name)
+        key = str(item.desired.get(item.match, item.name))
+        if state is None or (state.error and not state.found):
+            self._unknown(item, f"whether {item.provider} still has {key} is not known: {state.error if state else ''}")
+        elif state.found:
+            self._act("configure", item, "remove", "no longer declared", {item.match: key}, None)
 
     # -- listeners ----------------------------------------------------------------------------------------------
 

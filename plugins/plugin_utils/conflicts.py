@@ -36,8 +36,6 @@ Path = t.Sequence[str | int]
 #: said in the host's plan; none is ignored silently.
 UNREALISED: tuple[tuple[str, t.Callable[[Contribution], bool]], ...] = (
     ("backup", lambda c: c.backup != Backup()),
-    ("configure", lambda c: bool(c.configure)),
-    ("dashboard", lambda c: c.dashboard is not None),
     ("database.mariadb", lambda c: c.database.mariadb is not None),
     ("database.redis", lambda c: c.database.redis is not None),
     ("grafana", lambda c: c.grafana is not None),

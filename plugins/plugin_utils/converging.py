@@ -104,7 +104,9 @@ def applied(host: str, result: dict[str, t.Any], outcome: t.Mapping[str, t.Any])
         return result
     parts = []
     if outcome.get("problems"):
-        head = "the run was undone" if outcome.get("undone") or not result["changed"] else "not everything was done"
+        # A run that recorded its generation went to its end: what an application refused does not undo it.
+        done = not outcome.get("undone") and (result["changed"] or outcome.get("generation") is not None)
+        head = "not everything was done" if done else "the run was undone"
         parts.append(_problems(host, outcome["problems"], head))
     for service, reason in sorted((outcome.get("taken_back") or {}).items()):
         parts.append(f"service {service} was taken back: {reason}")

@@ -449,18 +449,36 @@ class TimerSpec(Model):
     timeout: Duration = 3600
 
 
-class ConfigureRequest(Model):
-    """One object that only the application's API can make."""
+class Api(Model):
+    """How an application's HTTP API is asked by the host itself, for ``configure`` requests."""
 
-    name: str
-    request: str = Field(description="Path of the collection, such as /api/v1/applications.")
-    match: str = Field(description="The key by which an existing object is found.")
-    desired: dict[str, t.Any]
-    to: Name = "http"
+    port: Name = Field("http", description="The name of a `listen` entry.")
+    header: str = Field("X-Api-Key", pattern=r"^[A-Za-z0-9-]+$", description="The header that carries the secret.")
+    secret: Name | None = Field(None, description="A secret of this service; without one the API asks for none.")
+
+
+class ConfigureRequest(Model):
+    """One object that only an application's API can make, in a collection of such objects (a JSON list)."""
+
+    name: Name
+    service: Name | None = Field(
+        None, description="Another service whose API it is; nothing is done where the host has no such service."
+    )
+    request: str = Field(
+        pattern=r"^/[A-Za-z0-9/._~-]+$", description="Path of the collection, such as /api/v1/applications."
+    )
+    match: str = Field("name", description="The key by which an existing object is found.")
+    desired: dict[str, t.Any] = Field(description="What the object shall have; everything else of it is left alone.")
     method_create: t.Literal["POST", "PUT"] = "POST"
-    method_update: t.Literal["PUT", "PATCH", "POST"] = "PUT"
-    headers: dict[str, Text] = {}
-    ignore: list[str] = []
+    method_update: t.Literal["PUT", "PATCH", "POST"] = Field("PUT", description="Sent to REQUEST/ID, the whole object.")
+    headers: dict[str, Text] = Field({}, description="Further headers.")
+    ignore: list[str] = Field([], description="Keys that are only said when the object is made.")
+
+    @model_validator(mode="after")
+    def _matched(self) -> ConfigureRequest:
+        if not isinstance(self.desired.get(self.match), str | int):
+            _fail(f"configure {self.name}: desired has no {self.match!r}", "a text or number by which it is found")
+        return self
 
 
 # --- health and observability ----------------------------------------------------------------------------------------
@@ -593,6 +611,7 @@ class Contribution(Model):
     secrets: dict[Name, SecretSpec] = {}
     files: list[FileSpec] = []
     timers: dict[Name, TimerSpec] = {}
+    api: Api | None = None
     configure: list[ConfigureRequest] = []
     health: Health = Health()
     metrics: Metrics | None = None
@@ -617,6 +636,7 @@ class Contribution(Model):
             ("metrics.port", self.metrics and self.metrics.port),
             ("health.http.port", self.health.http and self.health.http.port),
             ("health.tcp.port", self.health.tcp and self.health.tcp.port),
+            ("api.port", self.api and self.api.port),
         ):
             if value and value not in self.listen:
                 _fail(f"{key} names the listen entry {value!r} that does not exist", ports)
@@ -626,6 +646,16 @@ class Contribution(Model):
                 f"database.postgresql.password names the secret {postgresql.password!r} that does not exist",
                 ", ".join(sorted(self.secrets)) or "none: there is no secret",
             )
+        if self.api and self.api.secret and self.api.secret not in self.secrets:
+            _fail(
+                f"api.secret names the secret {self.api.secret!r} that does not exist",
+                ", ".join(sorted(self.secrets)) or "none: there is no secret",
+            )
+        if self.api is None and any(request.service is None for request in self.configure):
+            _fail("`configure` of the service itself without `api`", "api: {port: ..., secret: ...}")
+        names = [request.name for request in self.configure]
+        if len(set(names)) != len(names):
+            _fail("two `configure` requests of one name", "a name of its own for each")
         if self.tier != "core" and self.system != System():
             _fail("`system` in a service that is not of tier core", "tier: core")
         if self.run.container and self.user is None and self.run.container.run_as == "user":

@@ -217,6 +217,20 @@ def dependencies(host: Host, service: Service) -> Pairs:
     return pairs
 
 
+#: The unit that starts a service again whose mount was away.
+RECOVER = "{0}-recover.service"
+#: Seconds between its attempts.
+RECOVER_SECONDS = 30
+
+
+def recovery(service: Service) -> Pairs:
+    """[Unit] options of a unit that needs mounts: systemd gives up on it when one of them fails at boot.
+
+    OnFailure= is also triggered by a start that failed because of a dependency (measured with systemd 257).
+    """
+    return [("OnFailure", RECOVER.format(service.name))] if service.contribution.mounts else []
+
+
 #: Seconds between two attempts, and attempts until the unit is ``failed``.
 RESTART_SECONDS = 5
 RESTART_BURST = 5

@@ -231,6 +231,7 @@ def _container(host: Host, service: Service, container: Container, plan: PlanBui
             "Unit": [
                 ("Description", common.specifiers(contribution.summary)),
                 *common.dependencies(host, service),
+                *common.recovery(service),
                 *common.start_limit(contribution),
             ],
             "Container": _section(host, service, "Container", pairs),

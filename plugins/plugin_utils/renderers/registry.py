@@ -13,6 +13,7 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet,
 from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import DuplicateItemError, HostPlan, PlanBuilder
 from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import (
     common,
+    configure,
     files,
     health,
     native,
@@ -37,6 +38,7 @@ GENERAL: tuple[tuple[str, Renderer], ...] = (
     ("timers", timers.render),
     ("quadlet", quadlet.render),
     ("health", health.render),
+    ("configure", configure.render),
 )
 
 #: Run on the hosts whose service says ``provides: {CONTRACT: RENDERER}``: (contract, renderer) -> module here.
@@ -47,10 +49,12 @@ RENDERERS: dict[tuple[str, str], str] = {
     ("notify", "alertmanager"): "alertmanager",
     ("postgresql", "postgresql"): "postgresql",
     ("firewall", "nftables"): "firewall",
+    ("status", "gatus"): "gatus",
+    ("dashboard", "homepage"): "homepage",
 }
 
 #: Contracts whose provider may be on another host.
-ELSEWHERE: tuple[str, ...] = ("route", "metrics", "alerts")
+ELSEWHERE: tuple[str, ...] = ("route", "metrics", "alerts", "dashboard")
 
 
 class HostRenderError(ValueError):
@@ -131,6 +135,7 @@ def _contracts(service: Service) -> list[str]:
     asked = {
         "route": entry.route,
         "alerts": entry.alerts,
+        "dashboard": entry.dashboard,
         "postgresql": entry.database.postgresql,
         "firewall": any(listen.from_ for listen in entry.listen.values()),
     }

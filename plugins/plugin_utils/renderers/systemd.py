@@ -49,6 +49,7 @@ def render(_fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
         if native:
             _native(host, service, native, plan)
         _system(service, plan)
+        _recover(service, plan)
         verify(service, plan)
 
 
@@ -115,6 +116,8 @@ def _drop_in(
     the storage gate, environment and secrets are not a matter of taste and stay."""
     contribution = service.contribution
     depends = common.dependencies(host, service)
+    if unit.running:
+        depends += common.recovery(service)
     options: common.Pairs = []
     if unit.drop_in:
         # A oneshot that a timer starts is tried again by its timer.
@@ -140,6 +143,39 @@ def _drop_in(
     if not (depends or options):
         return None
     return common.unit_file(service.name, {"Unit": depends, "Service": options})
+
+
+def _recover(service: Service, plan: PlanBuilder) -> None:
+    """Starts a service again whose mount was away, until it runs.
+
+    A unit whose dependency failed stays ``inactive``; one that crashes is ``failed`` or ``activating`` and is its own
+    restart policy's business. Starting the service tries its mounts again.
+    """
+    if not service.contribution.mounts:
+        return
+    units = " ".join(common.running_units(service))
+    loop = (
+        # A service that was taken back meanwhile has no unit any more.
+        f"while sleep {common.RECOVER_SECONDS}; do systemctl cat {units} >/dev/null || exit 0; "
+        f"again=; for unit in {units}; do "
+        'test "$(systemctl show -P ActiveState "$unit")" != inactive || again="$again $unit"; done; '
+        'test -n "$again" || exit 0; systemctl start $again && exit 0; done'
+    )
+    text = common.unit_file(
+        service.name,
+        {
+            "Unit": [("Description", f"{service.name}: started again when its mounts are back")],
+            "Service": [
+                ("Type", "exec"),
+                ("ExecStart", common.command_line(["/bin/sh", "-c", loop])),
+                ("SyslogIdentifier", service.name),
+            ],
+        },
+    )
+    unit = common.RECOVER.format(service.name)
+    plan.file(service.name, f"{UNITS}/{unit}", text)
+    # Listed so that it is stopped and gone with its service; it runs only when it is needed.
+    plan.add(m.Unit(unit, service.name, enabled=None, running=None))
 
 
 def _environment_file(service: Service, plan: PlanBuilder) -> str | None:

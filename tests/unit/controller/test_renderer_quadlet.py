@@ -21,6 +21,7 @@ Description=TV series management
 Requires=hearth-gate@sonarr.service
 After=hearth-gate@sonarr.service
 RequiresMountsFor=/srv/media /var/lib/sonarr
+OnFailure=sonarr-recover.service
 StartLimitIntervalSec=1221s
 StartLimitBurst=5
 

@@ -49,7 +49,8 @@ def users() -> list[tuple[str, str, int, bool]]:
     for role in NAMES:
         user = contribution(role).get("user")
         if user:
-            found.append((role, user["name"], user["id"], user.get("shared", False)))
+            name = user["name"].replace("{{ service.role }}", role)
+            found.append((role, name, user["id"], user.get("shared", False)))
     return found
 
 

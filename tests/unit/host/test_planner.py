@@ -234,7 +234,7 @@ def test_each_kind(item, facts, expected):
 
 
 def test_the_table_has_every_kind():
-    assert {row[0].kind for row in KINDS} | {"initialize"} == set(m.KINDS)
+    assert {row[0].kind for row in KINDS} | {"initialize", "configure"} == set(m.KINDS)
 
 
 # -- removal ---------------------------------------------------------------------------------------------------
@@ -810,3 +810,53 @@ def test_equal_arguments_give_equal_plans_and_nothing_is_changed():
     second = plan(state, list(reversed(unique)), previous=[FILE])
     assert first.to_dict() == second.to_dict()
     assert state == before
+
+
+# -- configure: what only an application's API can do -----------------------------------------------------------
+
+PROWLARR = m.ServiceState("prowlarr", "services")
+APP = m.Configure(
+    "sonarr/prowlarr",
+    "sonarr",
+    provider="prowlarr",
+    url="http://127.0.0.1:9696/api/v1/applications",
+    desired={"name": "sonarr", "key": "@@hearth:sonarr/api_key@@"},
+    headers={"X-Api-Key": "@@hearth:prowlarr/api_key@@"},
+    holes=("prowlarr/api_key", "sonarr/api_key"),
+)
+STORED = {"sonarr/api_key": "1", "prowlarr/api_key": "2"}
+
+
+def configured(found: o.configure.ObjectState, previous=None, items=(APP,), **more) -> Plan:
+    state = observed(secrets=dict(STORED), configured={APP.name: found})
+    return plan(state, items, previous=previous, services=(SONARR, PROWLARR), **more)
+
+
+def test_an_object_of_an_api_is_made_mended_and_left_alone() -> None:
+    assert done(configured(o.configure.ObjectState())) == ["create configure:sonarr/prowlarr"]
+    assert done(configured(o.configure.ObjectState(True, ("fields.baseUrl",)))) == ["modify configure:sonarr/prowlarr"]
+    assert configured(o.configure.ObjectState(True)).converged
+
+
+def test_an_api_that_does_not_answer_is_unknown_never_absent() -> None:
+    result = configured(o.configure.ObjectState(error="GET /x: status 500"))
+    assert result.actions == []
+    assert [notice.item for notice in result.unknown] == [APP.id]
+    assert "status 500" in result.unknown[0].message
+    assert not result.converged
+
+
+def test_an_object_with_a_new_secret_is_written_again_though_it_shows_none() -> None:
+    result = configured(o.configure.ObjectState(True), secret_digests={"sonarr/api_key": "other"})
+    assert done(result) == ["store secret:sonarr/api_key", "modify configure:sonarr/prowlarr"]
+    # The key of the API itself is not in the object.
+    result = configured(o.configure.ObjectState(True), secret_digests={"prowlarr/api_key": "other"})
+    assert done(result) == ["store secret:prowlarr/api_key"]
+
+
+def test_an_object_that_is_no_longer_declared_is_removed() -> None:
+    gone = configured(o.configure.ObjectState(True), items=(), previous=(APP,))
+    assert done(gone) == ["remove configure:sonarr/prowlarr"]
+    assert done(configured(o.configure.ObjectState(), items=(), previous=(APP,))) == []
+    failing = configured(o.configure.ObjectState(error="no answer"), items=(), previous=(APP,))
+    assert [notice.item for notice in failing.unknown] == [APP.id]

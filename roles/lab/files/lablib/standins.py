@@ -95,6 +95,18 @@ def standin_answers(name: str, definition: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def standin_collections(name: str, definition: Mapping[str, Any]) -> str:
+    lines = []
+    for entry in definition.get("collections", ()):
+        fields = [entry["path"], entry.get("header", "-").lower(), entry.get("environment", "-")]
+        if not re.fullmatch(r"(/[A-Za-z0-9._-]+)+", fields[0]):
+            raise LabError(f"standins.toml: {name}: {fields[0]!r} is not a plain path")
+        if not re.fullmatch(r"-|[a-z0-9-]+", fields[1]) or not re.fullmatch(r"-|[A-Za-z_][A-Za-z0-9_]*", fields[2]):
+            raise LabError(f"standins.toml: {name}: a collection's header or environment is not a name")
+        lines.append("\t".join(fields) + "\n")
+    return "".join(lines)
+
+
 def build_standin(name: str, definition: Mapping[str, Any], busybox: Path, target: Path) -> str:
     """Write an OCI image layout by hand and give its digest. Bytes depend on the inputs alone."""
     layer = io.BytesIO()
@@ -121,6 +133,7 @@ def build_standin(name: str, definition: Mapping[str, Any], busybox: Path, targe
         for script in ("serve", "respond"):
             add(f"standin/{script}", (FILES / "standin" / script).read_bytes(), 0o755)
         add("standin/answers", standin_answers(name, definition).encode(), 0o644)
+        add("standin/collections", standin_collections(name, definition).encode(), 0o644)
 
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as stream:
