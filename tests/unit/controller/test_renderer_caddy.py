@@ -265,7 +265,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[t.Callable[...
         lines = [f"GET {path} HTTP/1.1", f"Host: {site}.localhost:{port}", "Connection: close", *headers]
         if user:
             lines.append("Authorization: Basic " + base64.b64encode(user.encode()).decode())
-        with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        with socket.create_connection(("127.0.0.1", port), 60) as connection:
             connection.sendall("\r\n".join([*lines, "", ""]).encode())
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         head, _blank, body = answer.partition(b"\r\n\r\n")
