@@ -46,6 +46,7 @@ RENDERERS: dict[tuple[str, str], str] = {
     ("alerts", "prometheus"): "prometheus",
     ("notify", "alertmanager"): "alertmanager",
     ("postgresql", "postgresql"): "postgresql",
+    ("mqtt", "mosquitto"): "mosquitto",
     ("firewall", "nftables"): "firewall",
 }
 
@@ -132,6 +133,7 @@ def _contracts(service: Service) -> list[str]:
         "route": entry.route,
         "alerts": entry.alerts,
         "postgresql": entry.database.postgresql,
+        "mqtt": entry.mqtt,
         "firewall": any(listen.from_ for listen in entry.listen.values()),
     }
     return [contract for contract, value in asked.items() if value]
