@@ -39,7 +39,6 @@ UNREALISED: tuple[tuple[str, t.Callable[[Contribution], bool]], ...] = (
     ("database.mariadb", lambda c: c.database.mariadb is not None),
     ("database.redis", lambda c: c.database.redis is not None),
     ("grafana", lambda c: c.grafana is not None),
-    ("mqtt", lambda c: c.mqtt is not None),
     ("oidc", lambda c: c.oidc is not None),
     ("persist", lambda c: bool(c.persist)),
     ("renamed_from", lambda c: bool(c.renamed_from)),

@@ -656,6 +656,11 @@ class Contribution(Model):
         names = [request.name for request in self.configure]
         if len(set(names)) != len(names):
             _fail("two `configure` requests of one name", "a name of its own for each")
+        if self.mqtt and self.mqtt.password not in self.secrets:
+            _fail(
+                f"mqtt.password names the secret {self.mqtt.password!r} that does not exist",
+                ", ".join(sorted(self.secrets)) or "none: there is no secret",
+            )
         if self.tier != "core" and self.system != System():
             _fail("`system` in a service that is not of tier core", "tier: core")
         if self.run.container and self.user is None and self.run.container.run_as == "user":

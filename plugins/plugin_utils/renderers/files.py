@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import typing as t
 
+from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
 from ansible_collections.hearth.homelab.plugins.plugin_utils import templates
 from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet, Host, Service
 from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import PlanBuilder
@@ -52,6 +53,8 @@ def variables(host: Host, service: Service) -> dict[str, t.Any]:
 def _file(host: Host, service: Service, spec: FileSpec, index: int, plan: PlanBuilder) -> None:
     owner = spec.owner or (service.user if spec.create_only else "root")
     group = spec.group or (service.group if owner == service.user else "root")
+    if spec.create_only:
+        _folders(service, spec, owner, group, plan)
     item = plan.file(
         service.name,
         spec.path,
@@ -77,6 +80,20 @@ def _file(host: Host, service: Service, spec: FileSpec, index: int, plan: PlanBu
         plan.trigger(unit[1], "restart", item)
     else:
         common.trigger(plan, service, spec.on_change, item)
+
+
+def _folders(service: Service, spec: FileSpec, owner: str, group: str, plan: PlanBuilder) -> None:
+    """The folders between a service's storage and a file there that the application goes on writing are its own, too.
+
+    It keeps further files beside that one: databases, keys, a new version of the file before it is renamed.
+    """
+    for storage in common.storage_paths(service):
+        if spec.path.startswith(f"{storage}/"):
+            inner = spec.path[len(storage) + 1 :].split("/")[:-1]
+            for depth in range(1, len(inner) + 1):
+                path = "/".join((storage, *inner[:depth]))
+                if not plan.has(f"directory:{path}"):
+                    plan.add(m.Directory(path, service.name, owner=owner, group=group, mode="0700"))
 
 
 def _content(host: Host, service: Service, spec: FileSpec, index: int) -> str:

@@ -48,6 +48,7 @@ RENDERERS: dict[tuple[str, str], str] = {
     ("alerts", "prometheus"): "prometheus",
     ("notify", "alertmanager"): "alertmanager",
     ("postgresql", "postgresql"): "postgresql",
+    ("mqtt", "mosquitto"): "mosquitto",
     ("firewall", "nftables"): "firewall",
     ("status", "gatus"): "gatus",
     ("dashboard", "homepage"): "homepage",
@@ -137,6 +138,7 @@ def _contracts(service: Service) -> list[str]:
         "alerts": entry.alerts,
         "dashboard": entry.dashboard,
         "postgresql": entry.database.postgresql,
+        "mqtt": entry.mqtt,
         "firewall": any(listen.from_ for listen in entry.listen.values()),
     }
     return [contract for contract, value in asked.items() if value]
