@@ -187,7 +187,7 @@ $(PEERS_VENV)/.stamp: tests/benchmark/requirements-peers.txt $(VENV)/.runtime
 bench: $(VENV)/.dev $(if $(PEERS),$(PEERS_VENV)/.stamp) ## measure the budgets; PEERS=1 also other tools (10 minutes)
 	@"$(MAKE)" --silent lab-tools
 	@mkdir -p build
-	@trap '$(BENCH_DOWN)' EXIT; \
+	@down() { $(BENCH_DOWN); }; trap down EXIT; \
 	echo "Booting 13 hosts and converging them, then measuring: some minutes"; \
 	run() { log="build/bench-$$1.log"; shift; "$$@" >"$$log" 2>&1 || { cat "$$log"; exit 1; }; }; \
 	run fleet $(BIN)/python tests/benchmark/fleet.py; \
