@@ -37,6 +37,7 @@ COLLECTIONS = ("community",)
 #: Tests that say nothing here, each with the reason.
 SKIPPED = {
     "pylint": "ruff and mypy --strict check all files; ansible-test's rules cannot be set and forbid the name `_`",
+    "changelog": "`antsibull-changelog lint` of the pinned version does the same",
     "pep8": "ruff checks the same rules, at the project's line length",
     "shebang": "only modules may have one; tools, tests and the lab's programs are run as programs",
     "yamllint": "yamllint runs with the project's own stricter rules, on all files",
