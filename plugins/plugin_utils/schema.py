@@ -446,7 +446,7 @@ class FileSpec(Model):
     template: str | None = Field(None, description="A file below the role's templates/.")
     content: str | None = Field(None, description="The content itself.")
     owner: str | None = Field(None, description="Default: root; for create_only files the service's user.")
-    group: str | None = Field(None, description="Default: the owner's group.")
+    group: str | None = Field(None, description="Default: the service's group for files of its user, else root.")
     mode: Mode = Field("0644", description="Mode, in quotes.")
     validate_: t.Annotated[ValidateSpec | None, BeforeValidator(_validate)] = Field(
         None, alias="validate", description="The program that reads it before it replaces anything."
