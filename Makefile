@@ -29,6 +29,8 @@ PLAYBOOK := $(BIN)/ansible-playbook -i $(LAB)
 # Python files outside the collection's own packages that are type-checked as programs.
 PROGRAMS := $(LAB_PROGRAM) roles/lab/files/lablib
 PACKAGES := module_utils plugin_utils
+# Every file that git knows and that a POSIX shell or bash runs.
+SHELL_SCRIPTS = $$(git grep --untracked -lIE '^\#!.*[/ ](ba)?sh$$')
 
 .PHONY: help
 help: ## list the targets
@@ -126,7 +128,7 @@ test: ## everything CI runs: lint, unit tests, integration tests and molecule sc
 
 .PHONY: lint
 # All of them, also when one fails: one run shows everything there is to mend.
-lint: $(VENV)/.dev ## ansible-lint (production), yamllint, ruff, mypy --strict
+lint: $(VENV)/.dev ## ansible-lint, ansible-test sanity, yamllint, ruff, mypy, shellcheck, stale pages, secrets
 	@failed=(); check() { echo "== $$1"; shift; "$$@" || failed+=("$$1"); }; \
 	check "ruff check" $(BIN)/ruff check .; \
 	check "ruff format" $(BIN)/ruff format --check .; \
@@ -135,7 +137,30 @@ lint: $(VENV)/.dev ## ansible-lint (production), yamllint, ruff, mypy --strict
 	check "mypy --strict, the lab" $(BIN)/mypy $(PROGRAMS); \
 	check "yamllint" $(BIN)/yamllint --strict --config-file .config/yamllint.yml .; \
 	check "ansible-lint" env PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/ansible-lint --config-file .config/ansible-lint.yml; \
+	check "shellcheck" $(BIN)/shellcheck $(SHELL_SCRIPTS); \
+	check "generated pages" $(BIN)/python tools/make_docs.py --check; \
+	check "changelog" env PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/antsibull-changelog lint; \
+	check "secrets" $(BIN)/python tools/secret_scan.py; \
+	check "ansible-test sanity" $(BIN)/python tools/sanity.py; \
 	if [ "$${#failed[@]}" -gt 0 ]; then echo "error: lint failed" >&2; exit 1; fi
+
+.PHONY: docs-pages
+docs-pages: $(VENV)/.dev ## write the generated pages: reference, alerts, READMEs of roles, JSON Schemas
+	@$(BIN)/python tools/make_docs.py
+
+$(VENV)/.docs: requirements-docs.txt $(VENV)/.dev
+	@echo "Installing the site's builder (requirements-docs.txt) into $(VENV)"
+	@$(BIN)/python -m pip --disable-pip-version-check install --progress-bar off -r requirements-docs.txt
+	@touch $@
+
+.PHONY: docs
+docs: $(VENV)/.docs ## build the site into build/docs; a link that leads nowhere is an error
+	@"$(MAKE)" --silent docs-pages
+	@$(BIN)/mkdocs build --quiet --strict
+
+.PHONY: changelog
+changelog: $(VENV)/.dev ## make CHANGELOG.md from changelogs/fragments for the version in galaxy.yml
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/antsibull-changelog release
 
 .PHONY: format
 format: $(VENV)/.dev ## let ruff format the Python files

@@ -147,13 +147,13 @@ class Container(Model):
     reason: str = Field(min_length=3, description="Why this is not native: native packages are preferred.")
     environment: dict[str, Text] = Field({}, description="Environment without secrets.")
     command: list[Text] = Field([], description="Arguments of the entry point.")
-    entrypoint: str | None = None
+    entrypoint: str | None = Field(None, description="Replaces the image's entry point.")
     devices: list[str] = Field([], description="Host devices, such as /dev/dri.")
     capabilities: list[str] = Field([], description="Capabilities added; all others are dropped.")
     read_only: bool = Field(True, description="The image's root file system is read-only.")
     tmpfs: list[AbsolutePath] = Field([], description="Writable temporary directories in the container.")
     volumes: list[str] = Field([], description="Further `host:container[:options]` binds that are not data.")
-    labels: dict[str, Text] = {}
+    labels: dict[str, Text] = Field({}, description="Labels of the container.")
     run_as: t.Literal["user", "root", "image"] = Field(
         "user", description="`user`: the service's own ids; `root`: root in the container; `image`: as the image says."
     )
@@ -170,7 +170,7 @@ class Container(Model):
 class UnitSpec(Model):
     """A systemd unit of a native service."""
 
-    name: UnitName
+    name: UnitName = Field(description="The unit with its suffix.")
     enabled: bool | None = Field(True, description="null: static or left alone.")
     running: bool | None = Field(True, description="null: left alone (a oneshot that a timer starts).")
     on_change: t.Literal["restart", "reload"] = Field(
@@ -183,21 +183,21 @@ class UnitSpec(Model):
 class AptSource(Model):
     """A vendor's apt repository."""
 
-    url: str
-    suite: str
-    components: list[str] = ["main"]
+    url: str = Field(description="Base address of the repository.")
+    suite: str = Field(description="Suite or codename.")
+    components: list[str] = Field(["main"], description="Components of the repository.")
     key_url: str = Field(description="Where the signing key is published.")
     fingerprint: str = Field(pattern=r"^[0-9A-F]{40}$", description="The key's full fingerprint.")
-    architectures: list[str] = []
+    architectures: list[str] = Field([], description="Architectures to ask for; empty: the host's.")
 
 
 class Initialize(Model):
     """A command that makes a native service's first data, run once on new storage."""
 
-    argv: list[Text] = Field(min_length=1)
+    argv: list[Text] = Field(min_length=1, description="The command and its arguments, without a shell.")
     creates: AbsolutePath = Field(description="Exists when it has run.")
-    user: str = "root"
-    storage: Name = "state"
+    user: str = Field("root", description="The user that runs it.")
+    storage: Name = Field("state", description="The storage entry that must be new.")
 
 
 def _units(value: t.Any) -> t.Any:
@@ -209,12 +209,14 @@ def _units(value: t.Any) -> t.Any:
 class Native(Model):
     """Debian packages with their units; without units it is configuration only."""
 
-    packages: list[str] = []
+    packages: list[str] = Field([], description="Debian packages.")
     replaces: list[str] = Field([], description="Packages that the installation may remove.")
-    units: t.Annotated[list[UnitSpec], BeforeValidator(_units)] = []
-    repository: AptSource | None = None
+    units: t.Annotated[list[UnitSpec], BeforeValidator(_units)] = Field(
+        [], description="Units of the service; without any it is configuration only."
+    )
+    repository: AptSource | None = Field(None, description="The vendor's repository that has the packages.")
     environment: dict[str, Text] = Field({}, description="Environment of all units, without secrets.")
-    initialize: Initialize | None = None
+    initialize: Initialize | None = Field(None, description="Makes the first data.")
     hardening: dict[str, bool | Text | list[Text]] = Field(
         {}, description="systemd sandbox options that differ from Hearth's defaults, such as {PrivateDevices: false}."
     )
@@ -222,20 +224,20 @@ class Native(Model):
 
 
 class Resources(Model):
-    memory_max: Size | None = None
-    memory_high: Size | None = None
-    cpu_weight: int | None = Field(None, ge=1, le=10000)
-    cpu_quota: str | None = Field(None, pattern=r"^\d+%$")
-    tasks_max: int | None = Field(None, ge=1)
-    io_weight: int | None = Field(None, ge=1, le=10000)
+    memory_max: Size | None = Field(None, description="Limit above which the kernel ends the service (MemoryMax=).")
+    memory_high: Size | None = Field(None, description="Limit above which it is slowed down (MemoryHigh=).")
+    cpu_weight: int | None = Field(None, ge=1, le=10000, description="Share of the processor under load (CPUWeight=).")
+    cpu_quota: str | None = Field(None, pattern=r"^\d+%$", description="Percentage of one processor (CPUQuota=).")
+    tasks_max: int | None = Field(None, ge=1, description="Number of processes and threads (TasksMax=).")
+    io_weight: int | None = Field(None, ge=1, le=10000, description="Share of disk bandwidth under load (IOWeight=).")
 
 
 class Run(Model):
-    container: Container | None = None
-    native: Native | None = None
-    resources: Resources = Resources()
-    stop_timeout: Duration = 90
-    restart: t.Literal["on-failure", "always", "no"] = "on-failure"
+    container: Container | None = Field(None, description="It runs as a container.")
+    native: Native | None = Field(None, description="It runs from Debian packages.")
+    resources: Resources = Field(Resources(), description="Limits of its units.")
+    stop_timeout: Duration = Field(90, description="How long it may take to stop before it is killed.")
+    restart: t.Literal["on-failure", "always", "no"] = Field("on-failure", description="When systemd starts it again.")
 
     @model_validator(mode="after")
     def _one(self) -> Run:
@@ -248,12 +250,12 @@ class Run(Model):
 
 
 class UserSpec(Model):
-    name: str = Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$")
+    name: str = Field(pattern=r"^[a-z_][a-z0-9_-]{0,31}$", description="Name of the user.")
     id: int = Field(ge=1, le=59999, description="The fixed user and group id; `hearth_ids` of the inventory wins.")
     group: str | None = Field(None, description="The primary group, if it is not called as the user.")
-    groups: list[str] = []
-    umask: t.Annotated[str, BeforeValidator(_mode)] = "0022"
-    home: AbsolutePath | None = None
+    groups: list[str] = Field([], description="Further groups.")
+    umask: t.Annotated[str, BeforeValidator(_mode)] = Field("0022", description="Umask of the service's processes.")
+    home: AbsolutePath | None = Field(None, description="Home directory.")
     shared: bool = Field(False, description="Other services may use the same user.")
 
 
@@ -261,9 +263,9 @@ Address = t.Literal["loopback", "lan", "mesh", "any"]
 
 
 class Listen(Model):
-    port: Port
-    container_port: Port | None = None
-    protocol: list[t.Literal["tcp", "udp"]] = Field(["tcp"], min_length=1)
+    port: Port = Field(description="Port on the host.")
+    container_port: Port | None = Field(None, description="Port in the container; default: the same.")
+    protocol: list[t.Literal["tcp", "udp"]] = Field(["tcp"], min_length=1, description="Protocols of the port.")
     address: Address = Field("loopback", description="Where the program listens.")
     from_: list[str] = Field(
         [],
@@ -274,47 +276,53 @@ class Listen(Model):
 
 
 class StorageSpec(Model):
-    mountpoint: AbsolutePath
+    mountpoint: AbsolutePath = Field(description="Directory on the host.")
     target: AbsolutePath | None = Field(None, description="Where a container sees it.")
     owner: str | None = Field(None, description="Default: the service's user.")
-    group: str | None = None
-    mode: Mode = "0750"
-    recordsize: Size = 131072
-    compression: str = "zstd"
-    quota: Size | t.Literal["none"] = "none"
-    properties: dict[str, Text] = {}
+    group: str | None = Field(None, description="Default: the service's group.")
+    mode: Mode = Field("0750", description="Mode of the directory.")
+    recordsize: Size = Field(131072, description="ZFS record size.")
+    compression: str = Field("zstd", description="ZFS compression.")
+    quota: Size | t.Literal["none"] = Field("none", description="ZFS quota.")
+    properties: dict[str, Text] = Field({}, description="Further ZFS properties.")
 
 
 class MountSpec(Model):
     source: AbsolutePath = Field(description="A path on the host, usually below a declared mount.")
-    target: AbsolutePath | None = None
-    access: t.Literal["ro", "rw"] = "ro"
+    target: AbsolutePath | None = Field(None, description="Where a container sees it.")
+    access: t.Literal["ro", "rw"] = Field("ro", description="Read only, or read and write.")
 
 
 class Protect(Model):
-    class_: ProtectionClass = Field(alias="class")
-    rpo: Duration | None = None
-    rto: Duration | None = None
+    class_: ProtectionClass = Field(alias="class", description="The protection policy.")
+    rpo: Duration | None = Field(None, description="Most data that may be lost, as time; default: the class's.")
+    rto: Duration | None = Field(None, description="Longest time that a restore may take; default: the class's.")
     empty_start: bool | None = Field(None, description="Exception to the class's rule for new storage.")
 
 
 class Backup(Model):
-    exclude: list[str] = []
-    quiesce: dict[t.Literal["sqlite", "postgresql", "command"], list[str]] = {}
-    validate_: dict[t.Literal["sqlite", "postgresql", "command"], list[str]] = Field({}, alias="validate")
-    tags: list[str] = []
+    exclude: list[str] = Field([], description="Patterns below the storage that are not backed up.")
+    quiesce: dict[t.Literal["sqlite", "postgresql", "command"], list[str]] = Field(
+        {}, description="What is made consistent before a backup."
+    )
+    validate_: dict[t.Literal["sqlite", "postgresql", "command"], list[str]] = Field(
+        {}, alias="validate", description="What is checked after a restore."
+    )
+    tags: list[str] = Field([], description="Tags of its backups.")
 
 
 class Version(Model):
-    data: dict[t.Literal["sqlite", "file", "command"], list[str]] = {}
+    data: dict[t.Literal["sqlite", "file", "command"], list[str]] = Field(
+        {}, description="Where the data says which program version wrote it."
+    )
 
 
 # --- exposure --------------------------------------------------------------------------------------------------------
 
 
 class Bypass(Model):
-    path: str | None = None
-    prefix: str | None = None
+    path: str | None = Field(None, description="This path exactly.")
+    prefix: str | None = Field(None, description="This path and everything below it.")
     auth: t.Literal["none", "application"] = Field("none", description="What protects it instead.")
 
     @model_validator(mode="after")
@@ -334,62 +342,72 @@ class Route(Model):
     )
     to: Name = Field(description="The name of a `listen` entry.")
     access: str | None = Field(None, description="A group of hearth_access, `application` or `public`.")
-    bypass: list[Bypass] = []
-    scheme: t.Literal["http", "https"] = "http"
-    websocket: bool = True
-    max_body: Size | None = None
-    headers: dict[str, Text] = {}
-    external: bool = False
+    bypass: list[Bypass] = Field([], description="Paths that need no login of the proxy.")
+    scheme: t.Literal["http", "https"] = Field("http", description="How the proxy talks to the service.")
+    websocket: bool = Field(True, description="Whether web sockets are passed on.")
+    max_body: Size | None = Field(None, description="Largest request body.")
+    headers: dict[str, Text] = Field({}, description="Response headers.")
+    external: bool = Field(False, description="Whether it is reachable from outside the home.")
 
 
 class Oidc(Model):
-    client: Name
-    redirect: list[str] = Field(min_length=1)
-    groups: list[str] = []
-    scopes: list[str] = ["openid", "profile", "email", "groups"]
-    public: bool = False
+    client: Name = Field(description="Client id.")
+    redirect: list[str] = Field(min_length=1, description="Redirect addresses.")
+    groups: list[str] = Field([], description="Groups that may log in; empty: all people.")
+    scopes: list[str] = Field(
+        ["openid", "profile", "email", "groups"], description="Scopes that the client may ask for."
+    )
+    public: bool = Field(False, description="A client without a secret.")
 
 
 class PostgresqlDatabase(Model):
-    name: str = Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")
+    name: str = Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$", description="Name of the database.")
     user: str | None = Field(None, pattern=r"^[a-z_][a-z0-9_]{0,62}$", description="Default: the database's name.")
-    extensions: list[str] = []
+    extensions: list[str] = Field([], description="Extensions made in the database.")
     password: Name | None = Field(None, description="A secret of this service; without one, peer authentication.")
 
 
 class MariadbDatabase(Model):
-    name: str = Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")
-    user: str | None = None
-    password: Name | None = None
+    name: str = Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$", description="Name of the database.")
+    user: str | None = Field(None, description="Default: the database's name.")
+    password: Name | None = Field(None, description="A secret of this service.")
 
 
 class RedisDatabase(Model):
-    index: int = Field(0, ge=0, le=15)
+    index: int = Field(0, ge=0, le=15, description="Number of the database.")
 
 
 class Database(Model):
-    postgresql: PostgresqlDatabase | None = None
-    mariadb: MariadbDatabase | None = None
-    redis: RedisDatabase | None = None
+    postgresql: PostgresqlDatabase | None = Field(None, description="A PostgreSQL database.")
+    mariadb: MariadbDatabase | None = Field(None, description="A MariaDB database.")
+    redis: RedisDatabase | None = Field(None, description="A redis database.")
 
 
 class Mqtt(Model):
-    user: Name
-    password: Name = "mqtt_password"  # noqa: S105 - the name of a secret
-    acl: list[t.Annotated[str, Field(pattern=r"^(read|write|readwrite|deny) \S+$")]] = []
+    user: Name = Field(description="Name of the user at the broker.")
+    password: Name = Field("mqtt_password", description="The name of the secret with the password.")
+    acl: list[t.Annotated[str, Field(pattern=r"^(read|write|readwrite|deny) \S+$")]] = Field(
+        [], description="Access to topics: a right and a topic."
+    )
 
 
 class GenerateLength(Model):
-    length: int = Field(32, ge=8, le=4096)
-    charset: t.Literal["hex", "alphanumeric", "base64", "digits"] = "alphanumeric"
+    length: int = Field(32, ge=8, le=4096, description="Number of characters.")
+    charset: t.Literal["hex", "alphanumeric", "base64", "digits"] = Field(
+        "alphanumeric", description="Which characters."
+    )
 
 
 class GenerateKeypair(Model):
-    keypair: t.Literal["ssh-ed25519", "wireguard"]
+    keypair: t.Literal["ssh-ed25519", "wireguard"] = Field(description="Kind of the key pair.")
 
 
 class Deliver(Model):
-    environment: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    environment: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Name of an environment variable; only for a container that reads nothing else.",
+    )
     file: AbsolutePath | None = Field(None, description="A file 0400 of the service's user (in a container: its path).")
     credential: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$", description="A systemd credential.")
 
@@ -404,7 +422,9 @@ class SecretSpec(Model):
     kind: t.Literal["access", "data"] = Field(
         description="`data` encrypts data or pairs devices: never rotated lightly."
     )
-    generate: GenerateLength | GenerateKeypair | None = None
+    generate: GenerateLength | GenerateKeypair | None = Field(
+        None, description="How `make secrets` makes it; without: the owner writes it."
+    )
     deliver: Deliver | None = Field(None, description="Without: only templates use it.")
 
 
@@ -412,9 +432,9 @@ class SecretSpec(Model):
 
 
 class ValidateSpec(Model):
-    argv: list[Text] = Field(min_length=1)
+    argv: list[Text] = Field(min_length=1, description="The program that reads the file, and its arguments.")
     covers: list[str] = Field([], description="Further paths it reads: exact, or a prefix ending in /.")
-    user: str = "root"
+    user: str = Field("root", description="The user that runs it.")
 
 
 def _validate(value: t.Any) -> t.Any:
@@ -422,13 +442,15 @@ def _validate(value: t.Any) -> t.Any:
 
 
 class FileSpec(Model):
-    path: AbsolutePath
+    path: AbsolutePath = Field(description="Where it lies.")
     template: str | None = Field(None, description="A file below the role's templates/.")
-    content: str | None = None
+    content: str | None = Field(None, description="The content itself.")
     owner: str | None = Field(None, description="Default: root; for create_only files the service's user.")
-    group: str | None = None
-    mode: Mode = "0644"
-    validate_: t.Annotated[ValidateSpec | None, BeforeValidator(_validate)] = Field(None, alias="validate")
+    group: str | None = Field(None, description="Default: the service's group for files of its user, else root.")
+    mode: Mode = Field("0644", description="Mode, in quotes.")
+    validate_: t.Annotated[ValidateSpec | None, BeforeValidator(_validate)] = Field(
+        None, alias="validate", description="The program that reads it before it replaces anything."
+    )
     create_only: bool = Field(False, description="The application owns it once it exists.")
     on_change: t.Literal["restart", "reload", "none"] | None = Field(None, description="Default: as the unit says.")
     early: bool = Field(False, description="Placed before packages are installed.")
@@ -442,11 +464,11 @@ class FileSpec(Model):
 
 class TimerSpec(Model):
     calendar: str = Field(description="systemd.time(7) calendar expression.")
-    argv: list[Text] = Field(min_length=1)
-    user: str | None = None
-    random_delay: Duration = 0
-    persistent: bool = True
-    timeout: Duration = 3600
+    argv: list[Text] = Field(min_length=1, description="The command and its arguments, without a shell.")
+    user: str | None = Field(None, description="Default: the service's user.")
+    random_delay: Duration = Field(0, description="Longest random delay (RandomizedDelaySec=).")
+    persistent: bool = Field(True, description="Whether a missed run is made up for.")
+    timeout: Duration = Field(3600, description="How long a run may take.")
 
 
 class Api(Model):
@@ -469,7 +491,7 @@ class ConfigureRequest(Model):
     )
     match: str = Field("name", description="The key by which an existing object is found.")
     desired: dict[str, t.Any] = Field(description="What the object shall have; everything else of it is left alone.")
-    method_create: t.Literal["POST", "PUT"] = "POST"
+    method_create: t.Literal["POST", "PUT"] = Field("POST", description="Method that makes an object.")
     method_update: t.Literal["PUT", "PATCH", "POST"] = Field("PUT", description="Sent to REQUEST/ID, the whole object.")
     headers: dict[str, Text] = Field({}, description="Further headers.")
     ignore: list[str] = Field([], description="Keys that are only said when the object is made.")
@@ -485,99 +507,99 @@ class ConfigureRequest(Model):
 
 
 class HealthHttp(Model):
-    port: Name
-    path: str = "/"
-    status: int = Field(200, ge=100, le=599)
-    headers: dict[str, Text] = {}
+    port: Name = Field(description="The name of a `listen` entry.")
+    path: str = Field("/", description="Path of the check.")
+    status: int = Field(200, ge=100, le=599, description="Status that means healthy.")
+    headers: dict[str, Text] = Field({}, description="Headers of the request.")
 
 
 class HealthTcp(Model):
-    port: Name
+    port: Name = Field(description="The name of a `listen` entry.")
 
 
 class HealthCommand(Model):
-    argv: list[Text] = Field(min_length=1)
-    user: str = "root"
+    argv: list[Text] = Field(min_length=1, description="A command that exits with 0 when the service is healthy.")
+    user: str = Field("root", description="The user that runs it.")
 
 
 class Health(Model):
-    http: HealthHttp | None = None
-    tcp: HealthTcp | None = None
-    command: HealthCommand | None = None
-    start_period: Duration = 60
-    timeout: Duration = 5
+    http: HealthHttp | None = Field(None, description="A request that must be answered.")
+    tcp: HealthTcp | None = Field(None, description="A port that must accept connections.")
+    command: HealthCommand | None = Field(None, description="A command that must succeed.")
+    start_period: Duration = Field(60, description="How long the service may take to become healthy.")
+    timeout: Duration = Field(5, description="How long one check may take.")
 
 
 class Metrics(Model):
     port: Name = Field(description="The name of a `listen` entry.")
-    path: str = "/metrics"
-    interval: Duration = 60
-    timeout: Duration = 10
-    labels: dict[str, Text] = {}
-    params: dict[str, list[Text]] = {}
+    path: str = Field("/metrics", description="Path of the metrics.")
+    interval: Duration = Field(60, description="Time between two scrapes.")
+    timeout: Duration = Field(10, description="How long a scrape may take.")
+    labels: dict[str, Text] = Field({}, description="Further labels of the target.")
+    params: dict[str, list[Text]] = Field({}, description="Query parameters of the scrape.")
 
 
 class Alert(Model):
-    alert: str = Field(pattern=r"^[A-Z][A-Za-z0-9]*$")
-    expr: str
-    for_: Duration = Field(0, alias="for")
-    severity: t.Literal["critical", "high", "medium", "low"]
-    summary: str
-    description: str = ""
+    alert: str = Field(pattern=r"^[A-Z][A-Za-z0-9]*$", description="Name of the alert.")
+    expr: str = Field(description="PromQL expression.")
+    for_: Duration = Field(0, alias="for", description="How long it must hold before it fires.")
+    severity: t.Literal["critical", "high", "medium", "low"] = Field(description="Where it is sent and how soon.")
+    summary: str = Field(description="One line for people.")
+    description: str = Field("", description="What it means.")
     runbook: str = Field("", description="What a person does about it.")
-    labels: dict[str, Text] = {}
+    labels: dict[str, Text] = Field({}, description="Further labels.")
     unit: UnitName | None = Field(None, description="The unit the expression names: must be in the plan.")
 
 
 class Grafana(Model):
-    dashboards: list[str] = []
-    datasources: list[dict[str, t.Any]] = []
+    dashboards: list[str] = Field([], description="Dashboard files of the role.")
+    datasources: list[dict[str, t.Any]] = Field([], description="Data sources.")
 
 
 class Dashboard(Model):
-    group: str
-    name: str | None = None
-    icon: str | None = None
-    description: str = ""
-    widget: dict[str, t.Any] = {}
+    group: str = Field(description="Heading on the start page.")
+    name: str | None = Field(None, description="Default: the service's name.")
+    icon: str | None = Field(None, description="Name of its icon.")
+    description: str = Field("", description="One line below the name.")
+    widget: dict[str, t.Any] = Field({}, description="Widget of the start page.")
 
 
 Priority = t.Literal["critical", "high", "medium", "low", "none"]
 
 
 class Notify(Model):
-    failure: Priority = "high"
-    backup: Priority = "medium"
-    success: Priority = "none"
+    failure: Priority = Field("high", description="Priority of a failed unit.")
+    backup: Priority = Field("medium", description="Priority of a failed backup.")
+    success: Priority = Field("none", description="Priority of a success.")
 
 
 class Person(Model):
     """A login user of hosts; passwords only ever come from secrets."""
 
     keys: list[str] = Field([], description="SSH public keys.")
-    id: int | None = Field(None, ge=1000, le=59999)
-    groups: list[str] = []
-    shell: AbsolutePath = "/bin/bash"
-    comment: str = ""
-    sudo: t.Literal["none", "nopasswd"] = "none"
+    id: int | None = Field(None, ge=1000, le=59999, description="The fixed user id.")
+    groups: list[str] = Field([], description="Further groups.")
+    shell: AbsolutePath = Field("/bin/bash", description="Login shell.")
+    comment: str = Field("", description="Full name or remark.")
+    sudo: t.Literal["none", "nopasswd"] = Field("none", description="Whether the person may become root.")
     hosts: list[str] = Field(["all"], description="Hosts or groups on which the person has a login; [] for none.")
 
 
 class System(Model):
     """Only for core roles."""
 
-    sysctl: dict[str, Text] = {}
-    modules: list[str] = []
-    apt_sources: list[AptSource] = []
-    hostname: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
-    timezone: str | None = None
-    locale: str | None = None
-    people: dict[str, Person] = {}
+    sysctl: dict[str, Text] = Field({}, description="Kernel parameters.")
+    modules: list[str] = Field([], description="Kernel modules that are loaded.")
+    apt_sources: list[AptSource] = Field([], description="Further apt repositories.")
+    hostname: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", description="Name of the host.")
+    timezone: str | None = Field(None, description="Time zone of the host.")
+    locale: str | None = Field(None, description="Locale of the host.")
+    people: dict[str, Person] = Field({}, description="Login users.")
 
 
 class Upgrade(Model):
-    reversible: bool = False
-    notes: str = ""
+    reversible: bool = Field(False, description="Whether an older program may run on data that a newer one wrote.")
+    notes: str = Field("", description="What people should know before an upgrade.")
 
 
 Contract = t.Literal[
@@ -589,43 +611,45 @@ Contract = t.Literal[
 class Contribution(Model):
     """Everything that one service needs."""
 
-    schema_: t.Literal[1] = Field(1, alias="schema")
-    summary: str = Field(min_length=3, max_length=120)
-    tier: Tier
-    run: Run
-    category: str = "other"
-    platforms: list[t.Literal["debian/amd64", "debian/arm64", "darwin/arm64"]] = ["debian/amd64", "debian/arm64"]
+    schema_: t.Literal[1] = Field(1, alias="schema", description="Version of the schema.")
+    summary: str = Field(min_length=3, max_length=120, description="What the service is, in a few words.")
+    tier: Tier = Field(description="When it is applied.")
+    run: Run = Field(description="How it runs.")
+    category: str = Field("other", description="Group of services, for pages.")
+    platforms: list[t.Literal["debian/amd64", "debian/arm64", "darwin/arm64"]] = Field(
+        ["debian/amd64", "debian/arm64"], description="Where it can run."
+    )
     provides: dict[Contract, str] = Field({}, description="Contracts that this service fulfils, and the renderer.")
-    user: UserSpec | None = None
-    listen: dict[Name, Listen] = {}
-    networks: list[Name] = []
-    storage: dict[Name, StorageSpec] = {}
-    mounts: dict[Name, MountSpec] = {}
-    protect: Protect | None = None
-    backup: Backup = Backup()
-    version: Version = Version()
-    route: Route | None = None
-    oidc: Oidc | None = None
-    database: Database = Database()
-    mqtt: Mqtt | None = None
-    secrets: dict[Name, SecretSpec] = {}
-    files: list[FileSpec] = []
-    timers: dict[Name, TimerSpec] = {}
-    api: Api | None = None
-    configure: list[ConfigureRequest] = []
-    health: Health = Health()
-    metrics: Metrics | None = None
-    alerts: list[Alert] = []
-    grafana: Grafana | None = None
-    dashboard: Dashboard | None = None
-    notify: Notify = Notify()
-    smtp: bool = False
-    persist: list[AbsolutePath] = []
-    system: System = System()
-    requires: list[Name] = []
-    wants: list[Name] = []
-    renamed_from: list[Name] = []
-    upgrade: Upgrade = Upgrade()
+    user: UserSpec | None = Field(None, description="The user it runs as.")
+    listen: dict[Name, Listen] = Field({}, description="Ports by name.")
+    networks: list[Name] = Field([], description="Container networks it joins.")
+    storage: dict[Name, StorageSpec] = Field({}, description="Data by name.")
+    mounts: dict[Name, MountSpec] = Field({}, description="Directories of the host that are not its own data.")
+    protect: Protect | None = Field(None, description="How its data is protected.")
+    backup: Backup = Field(Backup(), description="What a backup of it needs.")
+    version: Version = Field(Version(), description="Where its data says its version.")
+    route: Route | None = Field(None, description="Its name in the browser.")
+    oidc: Oidc | None = Field(None, description="Its client at the identity provider.")
+    database: Database = Field(Database(), description="Its databases.")
+    mqtt: Mqtt | None = Field(None, description="Its user at the MQTT broker.")
+    secrets: dict[Name, SecretSpec] = Field({}, description="Its secrets by name.")
+    files: list[FileSpec] = Field([], description="Configuration files.")
+    timers: dict[Name, TimerSpec] = Field({}, description="Jobs by name.")
+    api: Api | None = Field(None, description="How its HTTP API is asked, for `configure`.")
+    configure: list[ConfigureRequest] = Field([], description="Objects that only its API can make.")
+    health: Health = Field(Health(), description="When it is healthy.")
+    metrics: Metrics | None = Field(None, description="Where Prometheus reads its metrics.")
+    alerts: list[Alert] = Field([], description="Alerts beyond the ones that every service gets.")
+    grafana: Grafana | None = Field(None, description="Dashboards and data sources.")
+    dashboard: Dashboard | None = Field(None, description="Its entry on the start page.")
+    notify: Notify = Field(Notify(), description="Priorities of its notifications.")
+    smtp: bool = Field(False, description="Whether it sends mail.")
+    persist: list[AbsolutePath] = Field([], description="Paths to keep on hosts whose root is not kept.")
+    system: System = Field(System(), description="Settings of the whole host; only in tier core.")
+    requires: list[Name] = Field([], description="Services that must run before it.")
+    wants: list[Name] = Field([], description="Services that start before it where they exist.")
+    renamed_from: list[Name] = Field([], description="Earlier names of the service.")
+    upgrade: Upgrade = Field(Upgrade(), description="What an upgrade may do.")
 
     @model_validator(mode="after")
     def _references(self) -> Contribution:
@@ -674,11 +698,13 @@ class Contribution(Model):
 class ServiceEntry(Model):
     """One entry of ``hearth_services``."""
 
-    enabled: bool = True
-    role: Name | None = None
-    options: dict[str, t.Any] = {}
-    override: dict[str, t.Any] = {}
-    contribution: dict[str, t.Any] | None = None
+    enabled: bool = Field(True, description="False switches the service off for these hosts.")
+    role: Name | None = Field(None, description="The role; default: the name of the entry.")
+    options: dict[str, t.Any] = Field(
+        {}, description="Options of the role for this instance, without the role's prefix."
+    )
+    override: dict[str, t.Any] = Field({}, description="Merged over the contribution; null removes a contract.")
+    contribution: dict[str, t.Any] | None = Field(None, description="An inline contribution instead of a role.")
 
     @model_validator(mode="after")
     def _one(self) -> ServiceEntry:
@@ -688,37 +714,37 @@ class ServiceEntry(Model):
 
 
 class Addresses(Model):
-    lan: list[str] | str | None = None
-    wan: list[str] | str | None = None
-    mesh: str | None = None
+    lan: list[str] | str | None = Field(None, description="Addresses in the local network.")
+    wan: list[str] | str | None = Field(None, description="Addresses on the internet.")
+    mesh: str | None = Field(None, description="Address in the mesh, or auto.")
 
 
 class Platform(Model):
     """What a host is, declared by groups and checked against the host."""
 
-    system: t.Literal["debian", "darwin"] = "debian"
-    release: str = "13"
-    architecture: t.Literal["amd64", "arm64"] = "amd64"
+    system: t.Literal["debian", "darwin"] = Field("debian", description="Operating system.")
+    release: str = Field("13", description="Release of the operating system.")
+    architecture: t.Literal["amd64", "arm64"] = Field("amd64", description="Processor architecture.")
 
 
 class Zone(Model):
-    networks: list[Network] = []
-    interfaces: list[str] = []
+    networks: list[Network] = Field([], description="Networks of the zone.")
+    interfaces: list[str] = Field([], description="Interfaces of the zone.")
 
 
 class ContainerNetwork(Model):
-    subnet: Network | None = None
+    subnet: Network | None = Field(None, description="Subnet; default: podman's choice.")
     internal: bool = Field(False, description="No way out of the network.")
 
 
 class Acme(Model):
-    email: str
+    email: str = Field(description="Address for the account.")
     directory: str = Field("https://acme-v02.api.letsencrypt.org/directory", description="The ACME server.")
 
 
 class Certificates(Model):
-    issuer: t.Literal["internal", "acme"] = "internal"
-    acme: Acme | None = None
+    issuer: t.Literal["internal", "acme"] = Field("internal", description="Who signs the certificates.")
+    acme: Acme | None = Field(None, description="The ACME account.")
 
     @model_validator(mode="after")
     def _acme(self) -> Certificates:
@@ -732,41 +758,51 @@ def _certificates(value: t.Any) -> t.Any:
 
 
 class Ids(Model):
-    users: dict[str, int] = {}
-    groups: dict[str, int] = {}
+    users: dict[str, int] = Field({}, description="User name -> id.")
+    groups: dict[str, int] = Field({}, description="Group name -> id.")
 
 
 class Receiver(Model):
     """Where alerts go. `external` marks a target outside the lab, which lab hosts refuse."""
 
-    webhook: str | None = None
-    email: str | None = None
-    external: bool = True
-    severities: list[t.Literal["critical", "high", "medium", "low"]] = ["critical", "high", "medium", "low"]
+    webhook: str | None = Field(None, description="Address that alerts are posted to.")
+    email: str | None = Field(None, description="Mail address.")
+    external: bool = Field(True, description="Whether it is outside the lab.")
+    severities: list[t.Literal["critical", "high", "medium", "low"]] = Field(
+        ["critical", "high", "medium", "low"], description="Severities that it gets."
+    )
 
 
 class CoreVariables(Model):
     """The ``hearth_*`` variables of one host (``hearth_services`` is read layer by layer, not from here)."""
 
     hearth_domain: str | None = Field(None, pattern=r"^[a-z0-9-]+(\.[a-z0-9-]+)*$", description="No default.")
-    hearth_timezone: str = "Etc/UTC"
-    hearth_locale: str = "C.UTF-8"
-    hearth_platform: Platform = Platform()
-    hearth_addresses: Addresses = Addresses()
+    hearth_timezone: str = Field("Etc/UTC", description="Time zone.")
+    hearth_locale: str = Field("C.UTF-8", description="Locale.")
+    hearth_platform: Platform = Field(Platform(), description="What the host is.")
+    hearth_addresses: Addresses = Field(Addresses(), description="Where other hosts reach this one.")
     hearth_access: dict[Name, list[Name]] = Field({}, description="Access groups: group name -> people.")
-    hearth_people: dict[str, Person] = {}
-    hearth_zones: dict[Name, Zone] = {}
-    hearth_networks: dict[Name, ContainerNetwork] = {}
+    hearth_people: dict[str, Person] = Field({}, description="Login users by name.")
+    hearth_zones: dict[Name, Zone] = Field(
+        {}, description="Networks by zone; wan, lan, mesh and containers always exist."
+    )
+    hearth_networks: dict[Name, ContainerNetwork] = Field({}, description="Container networks.")
     hearth_groups: dict[str, int] = Field({"media": 2900}, description="Groups that services share: name -> id.")
-    hearth_media: AbsolutePath = "/srv/media"
-    hearth_meshes: dict[Name, dict[str, t.Any]] = {}
-    hearth_exclusive: list[t.Literal["users", "keys", "services"]] = []
-    hearth_certificates: t.Annotated[Certificates, BeforeValidator(_certificates)] = Certificates()
-    hearth_ids: Ids = Ids()
+    hearth_media: AbsolutePath = Field("/srv/media", description="Where media lie, usually below a declared mount.")
+    hearth_meshes: dict[Name, dict[str, t.Any]] = Field({}, description="Meshes by name.")
+    hearth_exclusive: list[t.Literal["users", "keys", "services"]] = Field(
+        [], description="Kinds of which nothing but what is declared may exist."
+    )
+    hearth_certificates: t.Annotated[Certificates, BeforeValidator(_certificates)] = Field(
+        Certificates(), description="Who signs the certificates of routes."
+    )
+    hearth_ids: Ids = Field(Ids(), description="Ids that differ from the roles'.")
     hearth_image_overrides: dict[str, str] = Field({}, description="Reference or its prefix -> stand-in.")
-    hearth_protect_accept: dict[t.Literal["offsite", "onsite"], str] = {}
+    hearth_protect_accept: dict[t.Literal["offsite", "onsite"], str] = Field(
+        {}, description="Protection tiers that are missing on purpose, each with the reason."
+    )
     hearth_ignore: list[str] = Field([], description="Names or patterns of variables not to warn about.")
-    hearth_receivers: dict[Name, Receiver] = {}
+    hearth_receivers: dict[Name, Receiver] = Field({}, description="Where alerts go, by name.")
     hearth_external: bool = Field(True, description="False in the lab: targets marked external are refused.")
     hearth_secrets: AbsolutePath | None = Field(None, description="Default: secrets/ beside the inventory.")
 
