@@ -482,7 +482,7 @@ class Api(Model):
 class ConfigureRequest(Model):
     """One object that only an application's API can make, in a collection of such objects (a JSON list)."""
 
-    name: Name
+    name: Name = Field(description="Name of the request, unique in the contribution.")
     service: Name | None = Field(
         None, description="Another service whose API it is; nothing is done where the host has no such service."
     )
