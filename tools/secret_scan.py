@@ -34,7 +34,12 @@ ALLOWED: tuple[tuple[str, str, str, str], ...] = (
     (r"tests/", "Private Key", r'startswith\("-----BEGIN', "the head of a key that the test makes"),
     (r"", "Secret Keyword", r"password_encryption = '", "the name of a method"),
     (r"plugins/.*\.py$", "Secret Keyword", r"", "names of keys and variables; ruff's S105 to S107 read Python better"),
-    (r"roles/[^/]+/vars/contribution\.yml$", "Secret Keyword", r"secret: [a-z_]+\b", "a contribution names its secrets"),
+    (
+        r"roles/[^/]+/vars/contribution\.yml$",
+        "Secret Keyword",
+        r"secret: [a-z_]+\b",
+        "a contribution names its secrets",
+    ),
     (r"roles/radicale/", "Secret Keyword", r"htpasswd_(filename|encryption) = ", "a path and the name of a method"),
     (r"roles/redis/", "Secret Keyword", r"There is no password:", "a sentence"),
     (r"docs/|README", "Secret Keyword", r"<|`|\.\.\.", "documentation names keys"),
@@ -54,7 +59,10 @@ def main() -> int:
         found.scan_files(*(name for name in names if name and (ROOT / name).is_file()))
     failed = False
     for path, secret in found:
-        line = (ROOT / path).read_text(errors="replace").splitlines()[secret.line_number - 1]
+        lines = (ROOT / path).read_text(errors="replace").splitlines()
+        # In YAML the scanner's line is that of the block or a little off: flow mappings and folded text count differently.
+        near = 3 if path.endswith((".yml", ".yaml")) else 0
+        line = "\n".join(lines[max(0, secret.line_number - 1 - near) : secret.line_number + near])
         if not allowed(path, secret.type, line):
             # Never the value: the output of a check is public.
             print(f"error: {path}:{secret.line_number}: {secret.type}", file=sys.stderr)
