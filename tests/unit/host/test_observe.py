@@ -40,7 +40,7 @@ def tree(tmp_path):
         "etc/hostname": "forge\n",
         "proc/sys/kernel/hostname": "forge\n",
         "etc/apt/sources.list": "",
-        "var/lib/apt/lists/deb.debian.org_debian_dists_trixie_main_binary-amd64_Packages": "",
+        "var/lib/apt/lists/mirror.example.com_debian_dists_trixie_main_binary-amd64_Packages": "",
     }.items():
         target = tmp_path / path
         target.parent.mkdir(parents=True, exist_ok=True)
