@@ -149,13 +149,19 @@ def composition(runs: int, hosts: int, services: int) -> t.Iterator[Figure]:
     yield Figure.of(f"{name}, memory", [entry["megabytes"] for entry in found], "MB", 300.0)
 
 
-def table(figures: t.Sequence[Figure]) -> str:
-    width = max(len(figure.name) for figure in figures)
-    lines = []
-    for figure in figures:
-        mark = "" if figure.budget is None else f"budget {figure.budget:g} {'ok' if figure.ok else 'OVER'}"
-        lines.append(f"{figure.name:{width}}  {figure.value:8.2f} {figure.unit:3} ({figure.spread})  {mark}".rstrip())
-    return "\n".join(lines)
+def row(figure: Figure) -> str:
+    mark = "" if figure.budget is None else f"budget {figure.budget:g} {'ok' if figure.ok else 'OVER'}"
+    return f"{figure.name:60}  {figure.value:8.2f} {figure.unit:3} ({figure.spread})  {mark}".rstrip()
+
+
+def measure(directory: Path, arguments: argparse.Namespace) -> t.Iterator[Figure]:
+    """All rows, in the order of the table."""
+    base = empty(directory)
+    yield from composition(max(3, arguments.runs // 2), 20, 500)
+    if not arguments.skip_hosts:
+        yield from noop(base, empty(directory, "many", fleet.BIG), arguments.runs)
+        yield one_file()
+        yield from compared(base, arguments.peers)
 
 
 def main() -> int:
@@ -165,16 +171,14 @@ def main() -> int:
     parser.add_argument("--skip-hosts", action="store_true", help="only what needs no lab host")
     arguments = parser.parse_args()
     figures: list[Figure] = []
-    with tempfile.TemporaryDirectory() as directory:
-        base = empty(Path(directory))
-        if not arguments.skip_hosts:
-            figures += noop(base, empty(Path(directory), "many", fleet.BIG), arguments.runs)
-            figures.append(one_file())
-            figures += compared(base, arguments.peers)
-    figures += composition(max(3, arguments.runs // 2), 20, 500)
     (ROOT / "build").mkdir(exist_ok=True)
-    (ROOT / "build" / "bench.json").write_text(json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
-    print(table(figures))
+    with tempfile.TemporaryDirectory() as directory:
+        # Row by row: a run that ends early, or that somebody stops, has still said what it measured.
+        for figure in measure(Path(directory), arguments):
+            figures.append(figure)
+            print(row(figure), flush=True)
+            written = json.dumps([asdict(entry) for entry in figures], indent=1)
+            (ROOT / "build" / "bench.json").write_text(written + "\n")
     return 0 if all(figure.ok for figure in figures) else 1
 
 
