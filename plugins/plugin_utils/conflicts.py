@@ -38,7 +38,6 @@ UNREALISED: tuple[tuple[str, t.Callable[[Contribution], bool]], ...] = (
     ("backup", lambda c: c.backup != Backup()),
     ("database.mariadb", lambda c: c.database.mariadb is not None),
     ("database.redis", lambda c: c.database.redis is not None),
-    ("grafana", lambda c: c.grafana is not None),
     ("oidc", lambda c: c.oidc is not None),
     ("persist", lambda c: bool(c.persist)),
     ("renamed_from", lambda c: bool(c.renamed_from)),
@@ -47,7 +46,7 @@ UNREALISED: tuple[tuple[str, t.Callable[[Contribution], bool]], ...] = (
 )
 
 #: Contracts whose provider renders what services of other hosts contribute.
-FLEET_CONTRACTS: tuple[str, ...] = ("metrics", "alerts", "route", "dashboard", "status", "names", "mesh")
+FLEET_CONTRACTS: tuple[str, ...] = ("metrics", "alerts", "route", "dashboard", "status", "grafana", "names", "mesh")
 
 _CONTRACTS: tuple[str, ...] = t.get_args(Contract)
 

@@ -82,6 +82,13 @@ def _path(value: t.Any) -> str:
     return text.rstrip("/") or "/"
 
 
+def _relative_path(value: t.Any) -> str:
+    text = str(value)
+    if not text or text.startswith("/") or ".." in text.split("/"):
+        _fail(f"{text!r} is not a path below a folder", "a path that does not start with / and has no ..")
+    return text
+
+
 def _name(value: t.Any) -> str:
     if not isinstance(value, str) or not _NAME.match(value):
         _fail(f"{value!r} is not a name", "a lower-case letter, then lower-case letters, digits and _, at most 32")
@@ -117,6 +124,7 @@ Size = t.Annotated[int, BeforeValidator(parse_size)]
 Duration = t.Annotated[int, BeforeValidator(parse_duration)]
 Mode = t.Annotated[str, BeforeValidator(_mode)]
 AbsolutePath = t.Annotated[str, BeforeValidator(_path)]
+RelativePath = t.Annotated[str, BeforeValidator(_relative_path)]
 Name = t.Annotated[str, BeforeValidator(_name)]
 UnitName = t.Annotated[str, BeforeValidator(_unit)]
 Text = t.Annotated[str, BeforeValidator(_text)]
@@ -551,9 +559,22 @@ class Alert(Model):
     unit: UnitName | None = Field(None, description="The unit the expression names: must be in the plan.")
 
 
+class DataSource(Model):
+    type: str = Field(description="Grafana's plugin for it: prometheus, loki, postgres ...")
+    uid: Name | None = Field(None, description="What dashboards call it; default: the service's name.")
+    name: str | None = Field(None, description="What people read; default: its uid.")
+    port: Name = Field("http", description="The name of a `listen` entry.")
+    path: str = Field("", pattern=r"^(/[^\s]*)?$", description="Path below the address.")
+    default: bool = Field(False, description="Used where a dashboard names none.")
+    options: dict[str, t.Any] = Field({}, description="Its settings (jsonData).")
+    secure_options: dict[str, Text] = Field({}, description="Its secret settings (secureJsonData).")
+
+
 class Grafana(Model):
-    dashboards: list[str] = Field([], description="Dashboard files of the role.")
-    datasources: list[dict[str, t.Any]] = Field([], description="Data sources.")
+    dashboards: list[RelativePath] = Field(
+        [], description="Dashboards, JSON with uid and title, below the role's files/."
+    )
+    datasources: list[DataSource] = Field([], description="What the service is to Grafana as a source of data.")
 
 
 class Dashboard(Model):
@@ -651,6 +672,9 @@ class Contribution(Model):
     renamed_from: list[Name] = Field([], description="Earlier names of the service.")
     upgrade: Upgrade = Field(Upgrade(), description="What an upgrade may do.")
 
+    def _datasources(self) -> t.Iterator[tuple[int, DataSource]]:
+        return enumerate(self.grafana.datasources if self.grafana else ())
+
     @model_validator(mode="after")
     def _references(self) -> Contribution:
         """References within one contribution; those to other services are checked for the whole fleet."""
@@ -661,6 +685,7 @@ class Contribution(Model):
             ("health.http.port", self.health.http and self.health.http.port),
             ("health.tcp.port", self.health.tcp and self.health.tcp.port),
             ("api.port", self.api and self.api.port),
+            *((f"grafana.datasources.{index}.port", entry.port) for index, entry in self._datasources()),
         ):
             if value and value not in self.listen:
                 _fail(f"{key} names the listen entry {value!r} that does not exist", ports)

@@ -138,6 +138,17 @@ def addresses(host: Host, listen: Listen) -> tuple[str, ...]:
     return tuple(str(found) for entry in host.addresses.get(listen.address, ()) if (found := literal(entry)))
 
 
+def reach(origin: Host, listen: Listen, contract: str, *, here: bool) -> str | None:
+    """Where the provider of a contract finds a listener: on its own host, or on another that lets it (or the LAN) in."""
+    if here:
+        first = next(iter(addresses(origin, listen)), None)
+        return "127.0.0.1" if first == "*" else first
+    if listen.address == "loopback" or not {"lan", contract} & set(listen.from_):
+        return None
+    found = literal(origin.address("mesh" if listen.address == "mesh" else "lan") or "")
+    return str(found) if found else None
+
+
 def in_url(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 

@@ -16,12 +16,9 @@ import typing as t
 from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet, Host, Service
 from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import PlanBuilder
 from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import common
-from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import Listen
 
 #: How often an endpoint is asked.
 INTERVAL = "1m"
-#: Words for ``listen.from`` that let the provider of another host in.
-OPEN = frozenset({"lan", "status"})
 
 
 def render(fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
@@ -57,7 +54,7 @@ def endpoint(origin: Host, service: Service, *, here: bool) -> dict[str, t.Any] 
     if not name:
         return None
     listen = service.listen(name)
-    address = _address(origin, listen, here=here)
+    address = common.reach(origin, listen, "status", here=here)
     if address is None:
         return None
     target = f"{common.in_url(address)}:{listen.port}"
@@ -89,16 +86,6 @@ def _port(service: Service) -> str:
     if health.http:
         return health.http.port
     return health.tcp.port if health.tcp else ""
-
-
-def _address(origin: Host, listen: Listen, *, here: bool) -> str | None:
-    if here:
-        first = next(iter(common.addresses(origin, listen)), None)
-        return "127.0.0.1" if first == "*" else first
-    if listen.address == "loopback" or not OPEN & set(listen.from_):
-        return None
-    literal = common.literal(origin.address("mesh" if listen.address == "mesh" else "lan") or "")
-    return str(literal) if literal else None
 
 
 def _escaped(text: str) -> str:

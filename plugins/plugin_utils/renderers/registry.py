@@ -52,10 +52,11 @@ RENDERERS: dict[tuple[str, str], str] = {
     ("firewall", "nftables"): "firewall",
     ("status", "gatus"): "gatus",
     ("dashboard", "homepage"): "homepage",
+    ("grafana", "grafana"): "grafana",
 }
 
 #: Contracts whose provider may be on another host.
-ELSEWHERE: tuple[str, ...] = ("route", "metrics", "alerts", "dashboard")
+ELSEWHERE: tuple[str, ...] = ("route", "metrics", "alerts", "dashboard", "grafana")
 
 
 class HostRenderError(ValueError):
@@ -137,6 +138,7 @@ def _contracts(service: Service) -> list[str]:
         "route": entry.route,
         "alerts": entry.alerts,
         "dashboard": entry.dashboard,
+        "grafana": entry.grafana,
         "postgresql": entry.database.postgresql,
         "mqtt": entry.mqtt,
         "firewall": any(listen.from_ for listen in entry.listen.values()),

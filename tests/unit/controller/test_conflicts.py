@@ -398,7 +398,7 @@ def test_every_contract_is_realised_checked_or_said() -> None:
     read = {
         "schema_", "summary", "tier", "run", "category", "platforms", "provides", "user", "listen", "networks",
         "storage", "mounts", "protect", "route", "database", "secrets", "files", "timers", "health", "metrics",
-        "alerts", "mqtt", "notify", "dashboard", "api", "configure",
+        "alerts", "grafana", "mqtt", "notify", "dashboard", "api", "configure",
         "system", "requires", "wants", "upgrade",
     }  # fmt: skip
     assert said | read == set(Contribution.model_fields)
