@@ -158,6 +158,10 @@ docs: $(VENV)/.docs ## build the site into build/docs; a link that leads nowhere
 	@"$(MAKE)" --silent docs-pages
 	@$(BIN)/mkdocs build --quiet --strict
 
+.PHONY: pin
+pin: $(VENV)/.runtime ## lock the roles' images by digest, as their registries answer: make pin ROLE=sonarr CHECK=1
+	@$(BIN)/python tools/pin_images.py $(if $(ROLE),--role "$(ROLE)") $(if $(CHECK),--check) $(PIN_ARGS)
+
 .PHONY: changelog
 changelog: $(VENV)/.dev ## make CHANGELOG.md from changelogs/fragments for the version in galaxy.yml
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/antsibull-changelog release

@@ -23,12 +23,13 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / ".collections"))
 
-from ansible_collections.hearth.homelab.plugins.plugin_utils import schema  # noqa: E402
+from ansible_collections.hearth.homelab.plugins.plugin_utils import schema, templates  # noqa: E402
 from pydantic import TypeAdapter  # noqa: E402
 
 #: First line of every generated page; also how a page that may be removed is recognised.
 MARK = "<!-- Made by tools/make_docs.py (make docs-pages): change the source, not this page. -->"
 RULES = "roles/prometheus/templates/base.yml.j2"
+CORE = schema.CoreVariables().model_dump(by_alias=True)
 Data = dict[str, t.Any]
 
 
@@ -102,7 +103,7 @@ def mapping(value: t.Any) -> list[tuple[str, Data]]:
     return [(str(key), entry) for key, entry in entries if isinstance(entry, dict)]
 
 
-def declares(contribution: Data) -> list[str]:
+def declares(role: Role) -> list[str]:
     """What a contribution asks of the host and of other services."""
     lines: list[str] = []
 
@@ -111,7 +112,9 @@ def declares(contribution: Data) -> list[str]:
             lines.extend([f"### {title}", "", *rows])
 
     # A template in place of a contract says nothing before it is resolved.
-    contribution = {key: value for key, value in contribution.items() if not (isinstance(value, str) and "{{" in value)}
+    contribution = {
+        key: value for key, value in role.contribution.items() if not (isinstance(value, str) and "{{" in value)
+    }
     run = contribution.get("run") or {}
     facts: list[tuple[str, str]] = [("tier", code(contribution.get("tier", "services")))]
     if container := run.get("container"):
@@ -154,14 +157,20 @@ def declares(contribution: Data) -> list[str]:
     section("Files", table(("path", "from", "mode"), [
         (code(entry.get("path", "")), code(entry.get("template") or "its contribution"), code(entry.get("mode", "0644")))
         for entry in contribution.get("files") or [] if isinstance(entry, dict)]))  # fmt: skip
-    section("Alerts", [line for alert in alerts_of(contribution) for line in alert_text(alert, 4)])
+    section("Alerts", [line for alert in alerts_of(role) for line in alert_text(alert, 4)])
     return lines
 
 
-def alerts_of(contribution: Data) -> list[Data]:
-    """Its alerts. A list that a template makes is not known here."""
-    found = contribution.get("alerts") or []
-    return [alert for alert in found if isinstance(alert, dict)] if isinstance(found, list) else []
+def alerts_of(role: Role) -> list[Data]:
+    """Its alerts; of a list that a template makes, those that it has with the role's defaults."""
+    found = role.contribution.get("alerts") or []
+    if isinstance(found, str):
+        environment = templates.environment()
+        scope = environment.scope(CORE, role.defaults, {"inventory_hostname": "HOST", "service": {"name": role.name}})
+        found = templates.Compiled(environment, found).resolve(
+            scope, lambda _path, why: sys.exit(f"{role.path}: {why}")
+        )
+    return [alert for alert in found if isinstance(alert, dict)]
 
 
 def alert_text(alert: Data, level: int) -> list[str]:
@@ -170,7 +179,7 @@ def alert_text(alert: Data, level: int) -> list[str]:
     if alert.get("description"):
         lines += [cell(alert["description"]), ""]
     lines += ["```promql", str(alert.get("expr", "")).strip(), "```", ""]
-    return [*lines, f"What to do: {cell(alert.get('runbook') or 'no runbook is written yet')}", ""]
+    return [*lines, f"What to do: {cell(alert.get('runbook', ''))}", ""]
 
 
 def roles() -> list[Role]:
@@ -186,7 +195,7 @@ def role_pages() -> t.Iterator[tuple[str, str]]:
         yield f"docs/reference/roles/{role.name}.md", page(
             f"# {role.name}", f"{role.summary}.", what, "## Options", role.options(),
             ["## Enable it", "", *role.example()] if role.contribution else [],
-            ["## What it declares", "", *declares(role.contribution)] if role.contribution else [],
+            ["## What it declares", "", *declares(role)] if role.contribution else [],
         )  # fmt: skip
         # A README that people wrote stays: the reference page is there beside it.
         readme = role.path / "README.md"
@@ -234,14 +243,25 @@ def unit_alerts() -> list[Data]:
     return [{**rule, **rule["annotations"], "severity": rule["labels"]["severity"]} for rule in rules]
 
 
+def alerts() -> list[tuple[str, list[Data]]]:
+    """Every alert, by what it is about."""
+    groups = [("Every service", unit_alerts()), ("Every machine", fleet_alerts())]
+    return groups + [(role.name, found) for role in roles() if (found := alerts_of(role))]
+
+
+def without_runbook(groups: t.Iterable[tuple[str, list[Data]]]) -> list[str]:
+    """Alerts that do not say what to do: whoever is woken by one needs that first."""
+    return [
+        f"{title}: {alert['alert']}"
+        for title, found in groups
+        for alert in found
+        if not str(alert.get("runbook") or "").strip()
+    ]
+
+
 def alerts_page() -> tuple[str, str]:
     lines = ["Every alert names its host, service and severity, and says what to do.", ""]
-    groups = [("Every service", unit_alerts()), ("Every machine", fleet_alerts())]
-    groups += [(role.name, found) for role in roles() if (found := alerts_of(role.contribution))]
-    made = [role.name for role in roles() if isinstance(role.contribution.get("alerts"), str)]
-    if made:
-        lines += [f"Alerts that depend on options, in their contributions: {', '.join(made)}.", ""]
-    for title, found in groups:
+    for title, found in alerts():
         lines += [f"## {title}", ""]
         for alert in found:
             lines += alert_text(alert, 3)
@@ -467,6 +487,9 @@ def main() -> int:
     failed = False
     if missing := undescribed():
         print(f"error: plugins/plugin_utils/schema.py: no description: {', '.join(missing)}", file=sys.stderr)
+        failed = True
+    if silent := without_runbook(alerts()):
+        print(f"error: alerts without a runbook, which says what to do: {', '.join(silent)}", file=sys.stderr)
         failed = True
     pages = everything()
     for name, text in pages.items():

@@ -8,7 +8,10 @@ from __future__ import annotations
 import typing as t
 
 from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
 from ansible_collections.hearth.homelab.plugins.plugin_utils import compose
+
+display = Display()
 
 
 class ActionModule(ActionBase):
@@ -26,6 +29,9 @@ class ActionModule(ActionBase):
         _store, index = compose.ensure(self, task_vars or {}, services=arguments["services"] or ())
         hosts = index["hosts"]
         count = sum(len(entry.get("services", ())) for entry in hosts.values())
+        for name, entry in sorted(hosts.items()):
+            for notice in entry.get("notices", ()):
+                display.display(f"  {name}: standing notice: {notice}")
         plural = "" if len(hosts) == 1 else "s"
         return {
             "changed": False,

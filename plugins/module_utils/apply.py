@@ -1000,13 +1000,17 @@ class Apply:
         def pull(action: Action) -> str:
             self.context.say(f"pulling {action.name}")
             done = self.context.runner.run(["podman", "pull", "--quiet", action.name], check=False, timeout=3600)
-            return "" if done.returncode == 0 else explain(done)
+            return "" if done.returncode == 0 else explain(done, lines=1)  # above it: each attempt that failed
 
         steps = self.journal.begin_all((action.id, action.operation, action.service, None) for action in todo)
         with ThreadPoolExecutor(PULLS) as pool:
             for action, error in zip(todo, pool.map(pull, todo), strict=True):
                 if error:
-                    held.setdefault(action.service, f"the image {action.name} cannot be pulled: {error}")
+                    held.setdefault(
+                        action.service,
+                        f"the image {action.name} cannot be pulled: {error}\nCorrect the reference (or its lock: make "
+                        "pin), or make its registry reachable from this host, and converge again.",
+                    )
         self.journal.done(*steps)
 
     def _podman_secrets(self, todo: t.Sequence[Action], items: t.Mapping[str, m.Item], held: dict[str, str]) -> None:

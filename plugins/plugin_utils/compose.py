@@ -22,6 +22,7 @@ from ansible.errors import AnsibleActionFail
 from ansible_collections.hearth.homelab.plugins.module_utils.manifest import HOLE, TIERS
 from ansible_collections.hearth.homelab.plugins.plugin_utils import (
     conflicts,
+    images,
     layers,
     role_files,
     secret_values,
@@ -160,6 +161,7 @@ class _Composer:
         self._groups = source.all_groups
         self._role_errors: dict[str, list[Problem]] = {}
         self._near: dict[tuple[str, str], str | None] = {}
+        self._images: dict[str, images.RoleImages | None] = {}
 
     def run(self) -> Composition:
         for name in self.source.hosts:
@@ -837,6 +839,7 @@ class _Composer:
                 continue
             if not self._templates_exist(host, draft, contribution):
                 continue
+            digest = self._digest(host, draft, contribution)
             services[draft.name] = Service(
                 name=draft.name,
                 host=host.name,
@@ -848,9 +851,38 @@ class _Composer:
                 role_path=draft.role.path if draft.role else None,
                 uid=draft.uid,
                 gid=draft.gid,
+                digest=digest,
             )
         made = Host(host.name, host.groups, host.core, _addresses(host.core), services)
         return replace(made, services={name: services[name] for name in order(made)})
+
+    def _digest(self, host: _HostDraft, draft: _Draft, contribution: Contribution) -> str:
+        """The digest that the role's lock has for the service's image on this host; empty if nothing pins it."""
+        if draft.role is None:
+            return ""
+        name = draft.role.name
+        if name not in self._images:
+            exists = (draft.role.path / images.FILE).exists()
+            self._images[name] = images.read(draft.role, self.environment) if exists else None
+        lock, container = self._images[name], contribution.run.container
+        if lock is None:
+            return ""
+        for problem in lock.problems:
+            host.failed.add(draft.name)
+            self.report.problems.append(replace(problem, host=host.name, service=draft.name))
+        pin = lock.pins.get(container.image) if container else None
+        if not container or not pin or images.stand_in(host.core.hearth_image_overrides, container.image) is not None:
+            return ""
+        platform = images.PLATFORMS[host.core.hearth_platform.architecture]
+        if platform not in pin.platforms and not lock.problems:
+            host.failed.add(draft.name)
+            keys = ("images", container.image, "platforms")
+            self.report.error(
+                f"{container.image} is not locked for {platform}; locked: {', '.join(sorted(pin.platforms))}",
+                host=host.name, service=draft.name, path=dotted(keys), remedy=images.remedy(name),
+                **role_files.locate(lock.file, keys)[1].where,
+            )  # fmt: skip
+        return pin.platforms.get(platform, "")
 
     def _templates_exist(self, host: _HostDraft, draft: _Draft, contribution: Contribution) -> bool:
         fine = True

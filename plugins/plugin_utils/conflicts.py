@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from ansible_collections.hearth.homelab.plugins.plugin_utils.errors import Report, nearest, short_path
 from ansible_collections.hearth.homelab.plugins.plugin_utils.explain import dotted
+from ansible_collections.hearth.homelab.plugins.plugin_utils.images import stand_in
 from ansible_collections.hearth.homelab.plugins.plugin_utils.layers import NOWHERE, Place
 from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet, Host, Service
 from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import (
@@ -120,6 +121,7 @@ def notices(fleet: Fleet, host: Host) -> list[tuple[str, str]]:
     """Standing notices of a host's plan, as (contract, text): what nothing provides yet, and accepted risks."""
     users: dict[str, list[str]] = defaultdict(list)
     unprotected: list[str] = []
+    unlocked: list[str] = []
     monitored = bool(fleet.providers("metrics"))
     for service in host.services.values():
         contribution = service.contribution
@@ -130,6 +132,10 @@ def notices(fleet: Fleet, host: Host) -> list[tuple[str, str]]:
             users["metrics"].append(service.name)
         if contribution.protect and contribution.protect.class_ in ("critical", "standard"):
             unprotected.append(service.name)
+        container = contribution.run.container
+        replaced = container and stand_in(host.variables.hearth_image_overrides, container.image) is not None
+        if container and not replaced and not service.digest and "@" not in container.image:
+            unlocked.append(f"{container.image} ({service.name})")
     found = [
         (contract, f"contract {contract} has no provider yet: declared by {', '.join(sorted(names))}")
         for contract, names in sorted(users.items())
@@ -138,6 +144,14 @@ def notices(fleet: Fleet, host: Host) -> list[tuple[str, str]]:
         reason = host.variables.hearth_protect_accept.get("offsite")
         why = f"accepted: {reason}" if reason else "hearth_protect_accept: {offsite: REASON} accepts it"
         found.append(("offsite", f"no offsite tier for {', '.join(sorted(unprotected))} ({why})"))
+    if unlocked:
+        found.append(
+            (
+                "images",
+                f"no digest locks {', '.join(sorted(unlocked))}: what such a tag names may change (make pin locks the "
+                "image of a role; for another, write its digest into the reference: NAME:TAG@sha256:...)",
+            )
+        )
     return found
 
 

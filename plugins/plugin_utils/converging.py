@@ -109,7 +109,7 @@ def applied(host: str, result: dict[str, t.Any], outcome: t.Mapping[str, t.Any])
         head = "not everything was done" if done else "the run was undone"
         parts.append(_problems(host, outcome["problems"], head))
     for service, reason in sorted((outcome.get("taken_back") or {}).items()):
-        parts.append(f"service {service} was taken back: {reason}")
+        parts.append(f"host {host}: service {service} was taken back: {reason}")
     result["failed"] = True
     result["msg"] = "\n".join(parts) or "the host could not apply its plan; see the events above"
     return result

@@ -29,6 +29,7 @@ class Service:
     role_path: Path | None  # where templates/ lies; None for an inline service
     uid: int | None = None
     gid: int | None = None
+    digest: str = ""  # of its container image on this host's platform, from the role's lock
 
     @property
     def user(self) -> str:

@@ -200,3 +200,29 @@ def paper(tmp_path: Path) -> Site:
     """A site that is only composed, never connected to."""
     copy_inventory(tmp_path)
     return Site(tmp_path, "paper")
+
+
+@pytest.fixture(scope="session")
+def site() -> Site:
+    """The converged site of the molecule scenario whose tests these are; its molecule.yml names the directory."""
+    directory = os.environ.get("HEARTH_TEST_SITE")
+    if not directory:
+        pytest.fail("HEARTH_TEST_SITE names no site: run these tests with `make molecule SCENARIO=NAME`")
+    path = Path(directory).resolve()
+    return Site(path, path.name)
+
+
+@pytest.fixture
+def changed(site: Site) -> t.Iterator[t.Callable[[str, dict[str, t.Any] | None], None]]:
+    """Sets variables files for one test and takes them away again, converging the host back to where it was."""
+    names: set[str] = set()
+
+    def set_vars(name: str, data: dict[str, t.Any] | None) -> None:
+        names.add(name)
+        site.set_vars(name, data)
+
+    yield set_vars
+    for name in names:
+        site.set_vars(name, None)
+    if names:
+        site.play(expect=None)

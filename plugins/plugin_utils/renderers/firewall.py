@@ -19,7 +19,7 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.errors import neare
 from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet, Host, Service
 from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import PlanBuilder
 from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import common, quadlet
-from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import ZONES, Contract
+from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import ZONES, Contract, Listen
 
 DIRECTORY = f"{common.ETC}/nftables"
 MAIN = f"{DIRECTORY}/hearth.nft"
@@ -289,21 +289,22 @@ def _names(interfaces: t.Iterable[str]) -> str:
 # --- what ------------------------------------------------------------------------------------------------------------
 
 
+def _listens(host: Host, service: Service, verb: str) -> t.Iterator[tuple[str, Listen, str]]:
+    """Its `listen` entries with the path of their `from`, which says nothing on loopback: RenderError."""
+    for name, listen in sorted(service.contribution.listen.items()):
+        path = f"listen.{name}.from"
+        if listen.from_ and listen.address == "loopback":
+            message = f"{name} {verb} on loopback only, where nobody else can connect"
+            raise common.fail(host, service, path, message, "address: lan, or no from")
+        yield name, listen, path
+
+
 def _input(fleet: Fleet, host: Host, service: Service, zones: t.Mapping[str, ZoneSets]) -> str:
     """Rules for what programs on the host listen on."""
     if quadlet.bridged(service):
         return ""
     rules = []
-    for name, listen in sorted(service.contribution.listen.items()):
-        path = f"listen.{name}.from"
-        if listen.from_ and listen.address == "loopback":
-            raise common.fail(
-                host,
-                service,
-                path,
-                f"{name} listens on loopback only, where nobody else can connect",
-                "address: lan, or no from",
-            )
+    for name, listen, path in _listens(host, service, "listens"):
         for source in sources(fleet, host, service, listen.from_, zones, path):
             for match in source.matches:
                 for protocol in sorted(set(listen.protocol)):
@@ -320,16 +321,7 @@ def _published(fleet: Fleet, host: Host, service: Service, zones: t.Mapping[str,
         if address != "127.0.0.1":
             ports.setdefault(name, set()).add((protocol, port))
     rules = []
-    for name, listen in sorted(service.contribution.listen.items()):
-        path = f"listen.{name}.from"
-        if listen.from_ and listen.address == "loopback":
-            raise common.fail(
-                host,
-                service,
-                path,
-                f"{name} is published on loopback only, where nobody else can connect",
-                "address: lan, or no from",
-            )
+    for name, listen, path in _listens(host, service, "is published"):
         for protocol, port in sorted(ports.get(name, ())):
             # The destination port is rewritten already: conntrack has the one that was asked for.
             what = f"meta l4proto {protocol} ct original proto-dst {port}"

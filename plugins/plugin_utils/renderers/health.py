@@ -30,7 +30,7 @@ def render(_fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
             settle=SETTLE,
             listeners=listeners(host, service),
             url=url(host, service),
-            stand_in=bool(container and quadlet.image(host, container.image)[1]),
+            stand_in=bool(container and quadlet.image(host, service, container)[1]),
             reversible=contribution.upgrade.reversible,
         )
 

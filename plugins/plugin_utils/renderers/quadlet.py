@@ -9,6 +9,7 @@ import hashlib
 import ipaddress
 
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
+from ansible_collections.hearth.homelab.plugins.plugin_utils import images
 from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet, Host, Service
 from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import PlanBuilder
 from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import common
@@ -96,17 +97,15 @@ def bridged(service: Service) -> bool:
     return container is not None and container.network == "bridge"
 
 
-def image(host: Host, reference: str) -> tuple[str, bool]:
-    """The image that runs, and whether it is a stand-in: ``hearth_image_overrides``, the longest match wins.
+def image(host: Host, service: Service, container: Container) -> tuple[str, bool]:
+    """The image that runs, and whether it is a stand-in. A stand-in never has the digest of what it stands for.
 
-    A key is a full reference or a prefix of one that ends at a boundary (``ghcr.io/home-operations``).
+    With a tag and a digest podman pulls, stores and looks up by the digest; the tag tells people what it is.
     """
-    best = ""
-    for key in host.variables.hearth_image_overrides:
-        rest = reference[len(key) :]
-        if reference.startswith(key) and (not rest or key.endswith("/") or rest[0] in "/:@") and len(key) > len(best):
-            best = key
-    return (host.variables.hearth_image_overrides[best], True) if best else (reference, False)
+    other = images.stand_in(host.variables.hearth_image_overrides, container.image)
+    if other is not None:
+        return other, True
+    return (f"{container.image}@{service.digest}" if service.digest else container.image), False
 
 
 def published(host: Host, service: Service) -> list[tuple[str, str, int, int, str]]:
@@ -197,7 +196,7 @@ def _container(host: Host, service: Service, container: Container, plan: PlanBui
     contribution = service.contribution
     name = service.name
     unit = f"{name}.service"
-    reference, _stand_in = image(host, container.image)
+    reference, _stand_in = image(host, service, container)
     pairs: common.Pairs = [
         ("Image", reference),
         ("ContainerName", name),

@@ -520,10 +520,26 @@ class TestAdding:
             FORGE,
             {
                 "hearth_timezone": "Europe/London",
-                "hearth_services__test": {"thing": unit_service("/usr/bin/sleep 1000")},
+                "hearth_services__test": {
+                    "thing": unit_service("/usr/bin/sleep 1000"),
+                    "miniflux": {"override": {"alerts": []}},
+                    "radarr": {"enabled": False},
+                },
             },
         )
+        listed = "cd /etc/prometheus/hearth/rules && sha256sum *.yml"
+        rules = site.ssh("lab-forge", listed).splitlines()
         outcome = site.play(variables={"only": "thing"})
+        # Alerts of services that are left out stay, whatever the inventory says of them now; its own are added.
+        added = set(site.ssh("lab-forge", listed).splitlines()) ^ set(rules)
+        assert [line.split()[1] for line in added] == ["lab-forge.thing.yml"]
+
+        def loaded() -> set[str]:
+            groups = json.loads(site.ssh("lab-forge", "curl -s localhost:9090/api/v1/rules"))["data"]["groups"]
+            return {group["name"] for group in groups}
+
+        wait_until("Prometheus has the new rules", lambda: "lab-forge/thing" in loaded(), 30)
+        assert {"lab-forge/miniflux", "lab-forge/radarr"} <= loaded()
         assert not [action for action in outcome.actions() if "timezone" in action or "localtime" in action]
         assert "start unit:thing.service" in outcome.actions()
         outcome = site.play(playbook="playbooks/core.yml")
@@ -569,7 +585,9 @@ class TestAlertFired:
         def fired() -> bool:
             alerts = json.loads(site.ssh("lab-forge", "curl -s localhost:9093/api/v2/alerts"))
             return any(
-                alert["labels"]["alertname"] == "ServiceDown"
+                # What a receiver gets says what to do: webhooks and mails carry the annotations.
+                "systemctl status chrony.service" in alert["annotations"]["runbook"]
+                and alert["labels"]["alertname"] == "ServiceDown"
                 and alert["labels"]["service"] == "chrony"
                 and alert["labels"]["host"] == "lab-nas-1"
                 for alert in alerts

@@ -392,6 +392,28 @@ def test_an_accepted_risk_stays_in_the_plan() -> None:
     assert conflicts.notices(made, made.hosts["forge"]) == [("offsite", "no offsite tier for a (accepted: a lab)")]
 
 
+DIGEST = f"sha256:{'a' * 64}"
+
+
+@pytest.mark.parametrize(
+    ("image", "digest", "overrides", "said"),
+    [
+        pytest.param("registry.example.com/a:1", "", {}, True, id="unlocked"),
+        pytest.param("registry.example.com/a:1", DIGEST, {}, False, id="locked by the role"),
+        pytest.param(f"registry.example.com/a:1@{DIGEST}", "", {}, False, id="locked by the owner"),
+        pytest.param("registry.example.com/a:1", "", {"registry.example.com": "r/standin:1"}, False, id="stand-in"),
+    ],
+)
+def test_an_image_that_nothing_locks_is_said(image: str, digest: str, overrides: dict[str, str], said: bool) -> None:
+    run = {"container": {"image": image, "reason": "a test", "run_as": "image"}}
+    entry = rendering.service("a", native(run=run), digest=digest)
+    host = rendering.host("forge", {"a": entry}, {"hearth_image_overrides": overrides})
+    found = conflicts.notices(rendering.fleet(host), host)
+    assert [contract for contract, _text in found] == (["images"] if said else [])
+    if said:
+        assert f"no digest locks {image} (a): " in found[0][1]
+
+
 def test_every_contract_is_realised_checked_or_said() -> None:
     """A field of the schema that nothing reads would be a dead option."""
     said = {name.partition(".")[0] for name, _used in conflicts.UNREALISED}

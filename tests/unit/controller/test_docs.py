@@ -43,6 +43,15 @@ def test_every_field_of_the_schema_is_described(tool: t.Any) -> None:
     assert tool.undescribed() == []
 
 
+def test_an_alert_without_a_runbook_is_found(tool: t.Any) -> None:
+    assert tool.without_runbook(tool.alerts()) == []
+    assert {"ClockNotSynchronised", "Watchdog"} <= {
+        alert["alert"] for _title, found in tool.alerts() for alert in found
+    }
+    silent = [{"alert": "One", "runbook": "Do it"}, {"alert": "Two"}, {"alert": "Three", "runbook": " "}]
+    assert tool.without_runbook([("thing", silent)]) == ["thing: Two", "thing: Three"]
+
+
 def test_the_schema_takes_every_contribution(pages: dict[str, str]) -> None:
     checks = validator(pages, "contribution")
     for path in CONTRIBUTIONS:

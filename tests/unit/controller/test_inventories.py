@@ -63,6 +63,21 @@ def test_nothing_is_wrong_but_missing_secrets(composed: compose.Composition) -> 
     assert composed.report.warnings == []
 
 
+def test_every_alert_of_a_plan_says_what_to_do(plans: dict[str, HostPlan]) -> None:
+    """Those of services, those that every unit gets, and those about machines, as Prometheus reads them."""
+    seen: dict[str, set[str]] = {}
+    for plan in plans.values():
+        for item in plan.manifest.items:
+            if isinstance(item, m.File) and item.name.startswith("/etc/prometheus/hearth/rules/"):
+                for group in yaml.safe_load(plan.contents[item.digest])["groups"]:
+                    for rule in group["rules"]:
+                        annotations = rule["annotations"]
+                        assert len(annotations.get("runbook", "").strip()) > 15, (item.name, rule["alert"])
+                        seen.setdefault(rule["alert"], set()).add(item.service)
+    assert {"Watchdog", "InstanceDown", "ServiceDown", "RestartChurn", "PlexDown"} <= seen.keys()
+    assert len(seen) > 20
+
+
 #: Converged on lab hosts of their own, and not yet part of the lab that the scenarios share: their ports, mounts and time
 #: belong into the scenarios' expectations first. Enabling one there takes it out of this list.
 NOT_YET_IN_THE_LAB = {

@@ -180,8 +180,17 @@ def test_stand_ins(overrides: dict[str, str], image: str, stand_in: bool) -> Non
     plan = render(r.SONARR, core)
     assert options(plan, "Image") == [image]
     assert f"image:{image}" in r.ids(plan)
-    host = r.host("forge", {}, core)
-    assert quadlet.image(host, "ghcr.io/home-operations/sonarr:4.0.19.3001") == (image, stand_in)
+    # A digest that the role's lock has is that of the image itself: a stand-in never gets it.
+    digest = f"sha256:{'a' * 64}"
+    locked = r.service("sonarr", r.SONARR, digest=digest)
+    host = r.host("forge", {"sonarr": locked}, core)
+    wanted = image if stand_in else f"{image}@{digest}"
+    container = locked.contribution.run.container
+    assert container is not None
+    assert quadlet.image(host, locked, container) == (wanted, stand_in)
+    pinned = r.plan_of(quadlet.render, r.fleet(host))
+    assert options(pinned, "Image") == [wanted]
+    assert f"image:{wanted}" in r.ids(pinned)
 
 
 def test_a_release_without_a_known_podman_and_a_newer_key_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
