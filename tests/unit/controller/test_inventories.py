@@ -63,19 +63,10 @@ def test_nothing_is_wrong_but_missing_secrets(composed: compose.Composition) -> 
     assert composed.report.warnings == []
 
 
-#: Converged on lab hosts of their own, and not yet part of the lab that the scenarios share: their ports, mounts and time
-#: belong into the scenarios' expectations first. Enabling one there takes it out of this list.
-NOT_YET_IN_THE_LAB = {
-    "blackbox_exporter", "glances", "journald", "mosquitto", "postgres_exporter", "qbittorrent", "radicale", "redis",
-    "sabnzbd", "syncthing", "unattended_upgrades",
-}  # fmt: skip
-
-
 def test_every_role_is_used_by_both_fleets(composed: compose.Composition) -> None:
     used = {service.role for _host, service in composed.fleet.services()}
     roles = {path.parent.parent.name for path in (ROOT / "roles").glob("*/vars/contribution.yml")}
-    lab = "lab-forge" in composed.fleet.hosts
-    assert used == (roles - NOT_YET_IN_THE_LAB if lab else roles)
+    assert used == roles
 
 
 def test_the_example_fleet_has_its_machines() -> None:
