@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lablib.core import (
+    LABS_CGROUP,
     WORK,
     LabError,
     Process,
@@ -268,6 +269,10 @@ add table inet {spec.table}
 delete table inet {spec.table}
 table inet {spec.table} {{
   comment "hearth-lab:{self.directory}"
+  # What was refused, for people who wonder and for the test that tries.
+  counter elsewhere {{ }}
+  counter machine {{ }}
+  counter forwarded {{ }}
   chain prerouting {{
     # Before routing: nothing from the hosts leaves the bridge, whether the machine forwards or not, and they learn it
     # at once instead of waiting for a time-out.
@@ -275,7 +280,7 @@ table inet {spec.table} {{
     iifname != "{spec.bridge}" accept
     ip daddr {{ {spec.subnet}, 224.0.0.0/4, 255.255.255.255 }} accept
     ip6 daddr {{ {spec.subnet6}, fe80::/10, ff00::/8 }} accept
-    meta protocol {{ ip, ip6 }} reject with icmpx type admin-prohibited
+    meta protocol {{ ip, ip6 }} counter name elsewhere reject with icmpx type admin-prohibited
   }}
   chain input {{
     type filter hook input priority -10; policy accept;
@@ -290,14 +295,14 @@ table inet {spec.table} {{
     icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, echo-request }} accept
     ip daddr {spec.gateway} meta l4proto {{ tcp, udp }} th dport {ports} accept
     ip6 daddr {spec.gateway6} meta l4proto {{ tcp, udp }} th dport {ports} accept
-    meta pkttype {{ broadcast, multicast }} drop
-    reject with icmpx type admin-prohibited
+    meta pkttype {{ broadcast, multicast }} counter name machine drop
+    counter name machine reject with icmpx type admin-prohibited
   }}
   chain forward {{
     type filter hook forward priority -10; policy accept;
     iifname "{spec.bridge}" oifname "{spec.bridge}" accept
-    iifname "{spec.bridge}" drop
-    oifname "{spec.bridge}" drop
+    iifname "{spec.bridge}" counter name forwarded drop
+    oifname "{spec.bridge}" counter name forwarded drop
   }}
 }}
 """
@@ -433,7 +438,7 @@ table inet {spec.table} {{
         """The control group of a host, below each root."""
         if Path("/run/systemd/system").exists():
             return f"machine.slice/{self.scope(name)}"
-        return f"hearth-lab/{self.directory.name}/{name}"
+        return f"{LABS_CGROUP}/{self.directory.name}/{name}"
 
     def scope(self, name: str) -> str:
         return f"hearth_lab_{self.directory.name}_{name}.scope".replace("-", "_")
@@ -531,7 +536,7 @@ table inet {spec.table} {{
             reference = f"standin/{name}:{definition['tag']}"
             target = f"docker://{spec.gateway}:{spec.registry_port}/{reference}"
             run([need_tool("skopeo"), "--insecure-policy", "copy", "--preserve-digests", "--dest-tls-verify=false",
-                 f"oci:{layout}:standin", target])  # fmt: skip
+                 f"oci:{layout}:standin", target], owner=self.directory)  # fmt: skip
             pushed[name] = {"reference": f"{spec.registry}/{reference}", "digest": digest}
         write(self.directory / "registry.json", json.dumps(pushed, indent=2, sort_keys=True) + "\n")
 
