@@ -25,7 +25,7 @@ PER_INTERFACE = re.compile(r"net/(?:ipv4|ipv6|mpls)/(?:conf|neigh)/([^/]+)/")
 FILES = ("/etc", "/usr/local", "/usr/sbin/policy-rc.d", "/var/lib/machines", "/root/.ssh")
 #: Where other programs work as well: what a lab leaves there is known by its name.
 SHARED = ("/run", "/run/systemd", "/run/netns", "/run/lock", "/tmp", "/var/tmp", "/var/lib", "/dev/shm")
-SHARED_NAMES = re.compile(r"hearth|nspawn|hl-|unix-export")
+SHARED_NAMES = re.compile(r"hearth[-_]lab|nspawn|unix-export")
 
 
 def _json(*command: str) -> list[dict[str, t.Any]]:

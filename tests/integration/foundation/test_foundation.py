@@ -22,23 +22,31 @@ from ..conftest import BIN, ROOT, Site, wait_until
 FORGE = "host_vars/lab-forge/zz_test.yml"
 DOMAIN = "lab.example.com"
 
-# Connects to every TCP port of an address; prints the open ones. A filtered port times out, a closed one refuses.
+# Connects to every TCP port of an address; prints the open ones. A filtered port never answers, a closed one refuses. The
+# wait begins when all of a batch were asked, and lasts beyond the kernel's first repetition: a busy machine is no excuse.
 SCAN = """
-import asyncio, json, sys
-async def probe(address, port, gate):
-    async with gate:
-        try:
-            _r, w = await asyncio.wait_for(asyncio.open_connection(address, port), 0.6)
-        except (OSError, asyncio.TimeoutError):
-            return None
-        w.close()
-        return port
-async def main(address, ports):
-    gate = asyncio.Semaphore(2000)
-    found = await asyncio.gather(*(probe(address, port, gate) for port in ports))
-    print(json.dumps(sorted(port for port in found if port)))
-first, last = int(sys.argv[2]), int(sys.argv[3])
-asyncio.run(main(sys.argv[1], range(first, last + 1)))
+import json, select, socket, sys, time
+address, first, last = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+family = socket.getaddrinfo(address, first)[0][0]
+found = []
+for start in range(first, last + 1, 4000):
+    poll, asked = select.poll(), {}
+    for port in range(start, min(start + 4000, last + 1)):
+        s = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        s.connect_ex((address, port))
+        poll.register(s, select.POLLOUT)
+        asked[s.fileno()] = (port, s)
+    end = time.monotonic() + 1.4
+    while asked and (left := end - time.monotonic()) > 0:
+        for number, _event in poll.poll(left * 1000):
+            port, s = asked.pop(number)
+            poll.unregister(number)
+            if s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+                found.append(port)
+            s.close()
+    for _port, s in asked.values():
+        s.close()
+print(json.dumps(sorted(found)))
 """
 
 

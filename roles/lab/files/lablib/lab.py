@@ -497,28 +497,43 @@ table inet {spec.table} {{
         )
 
     def ssh_answers(self, host: Host) -> bool:
+        return self.ssh_problem(host) == ""
+
+    def ssh_problem(self, host: Host) -> str:
+        """Why nobody gets in, in the words of ssh; empty when it works."""
         try:
-            return self.ssh(host.name, ["true"], timeout=10).returncode == 0
+            done = self.ssh(host.name, ["true"], timeout=10)
         except subprocess.TimeoutExpired:
-            return False
+            return "ssh waited for 10 s"
+        return "" if done.returncode == 0 else done.stderr.strip() or f"ssh ended with status {done.returncode}"
 
     def wait_for_ssh(self, host: Host) -> None:
         started = time.monotonic()
         reported = started
+        problem = ""
+        open_once = False
         while time.monotonic() - started < SSH_TIMEOUT:
             if not self.running(f"host-{host.name}"):
                 break
-            with contextlib.suppress(OSError), socket.create_connection((host.address, 22), timeout=1):
-                if self.ssh_answers(host):
-                    say(f"  {host.name}: SSH after {time.monotonic() - started:.1f} s at {host.address}")
-                    return
+            try:
+                if (
+                    not open_once
+                ):  # ssh itself would wait for seconds; asked once, because sshd penalises who only looks
+                    socket.create_connection((host.address, 22), timeout=1).close()
+                open_once = True
+                problem = self.ssh_problem(host)
+            except OSError as error:
+                problem = str(error)
+            if not problem:
+                say(f"  {host.name}: SSH after {time.monotonic() - started:.1f} s at {host.address}")
+                return
             if time.monotonic() - reported > 10:
                 reported = time.monotonic()
                 say(f"  {host.name}: waiting for SSH, {time.monotonic() - started:.0f} s")
             time.sleep(0.2)
         running = "is running" if self.running(f"host-{host.name}") else "has ended"
         raise LabError(
-            f"{host.name} does not answer on SSH ({host.address}); its nspawn {running}. "
+            f"{host.name} does not answer on SSH ({host.address}: {problem}); its nspawn {running}. "
             f"The end of its console ({self.console(host.name)}):\n{tail(self.console(host.name))}"
         )
 
