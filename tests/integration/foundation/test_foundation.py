@@ -6,6 +6,7 @@ The tests run in this order and share the hosts; each leaves them as it found th
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import shutil
 import subprocess
@@ -51,8 +52,7 @@ print(json.dumps(sorted(found)))
 
 
 def scan(site: Site, source: str, address: str) -> list[int]:
-    site.ssh(source, "cat > /tmp/scan.py", stdin=SCAN)
-    found = site.ssh(source, f"ulimit -n 8192; python3 /tmp/scan.py {address} 1 65535", timeout=180)
+    found = site.ssh(source, f"ulimit -n 8192; python3 - {address} 1 65535", stdin=SCAN, timeout=180)
     return t.cast("list[int]", json.loads(found))
 
 
@@ -141,19 +141,26 @@ def test_routes_answer_over_https_with_their_access_policy(site: Site) -> None:
 def test_exactly_the_declared_ports_are_open(site: Site) -> None:
     fleet = declared.read(site.inventory)
     forge, nas = site.address("lab-forge"), site.address("lab-nas-1")
+    address6 = site.ssh("lab-forge", "ip -6 -json addr show dev host0 scope global")
+    forge6 = [
+        entry["local"] for link in json.loads(address6) for entry in link.get("addr_info", []) if "local" in entry
+    ]
+    assert forge6
+    # All at once: a scan is mostly waiting.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        of_forge = pool.submit(scan, site, "lab-nas-1", forge)
+        of_forge6 = [pool.submit(scan, site, "lab-nas-1", address) for address in forge6]
+        of_nas = pool.submit(scan, site, "lab-forge", nas)
     expected = declared.open_to(fleet, "lab-forge", "lab-nas-1", nas)
     assert {22, 80, 443} <= set(expected) < set(declared.listening(fleet, "lab-forge"))
-    assert scan(site, "lab-nas-1", forge) == expected
-    address6 = site.ssh("lab-forge", "ip -6 -json addr show dev host0 scope global")
-    found = [entry["local"] for link in json.loads(address6) for entry in link.get("addr_info", []) if "local" in entry]
-    assert found
+    assert of_forge.result() == expected
     # The lab's zone lan has IPv4 networks only: nothing is open over IPv6, whatever listens there.
-    for address in found:
-        assert scan(site, "lab-nas-1", address) == []
+    for found in of_forge6:
+        assert found.result() == []
     # The exporter of lab-nas-1 is open to the host that scrapes it and to nobody else: the controller is refused.
     expected = declared.open_to(fleet, "lab-nas-1", "lab-forge", forge)
     assert 9100 in expected
-    assert scan(site, "lab-forge", nas) == expected
+    assert of_nas.result() == expected
 
 
 def test_no_undeclared_port_was_open_while_packages_were_installed(site: Site) -> None:
