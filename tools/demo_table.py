@@ -77,25 +77,37 @@ def table(entries: list[dict[str, t.Any]]) -> str:
     return "\n".join([text[0], "  ".join("-" * width for width in widths), *text[1:]])
 
 
+def how_to_open(entries: list[dict[str, t.Any]], addresses: dict[str, str]) -> str:
+    """One command for each host with routes, and what a browser needs; `addresses` is where each host is reached."""
+    text = []
+    for host in sorted({entry["host"] for entry in entries if entry["url"]}):
+        urls = [entry["url"] for entry in entries if entry["host"] == host and entry["url"]]
+        names = " ".join(sorted(url.removeprefix("https://").rstrip("/") for url in urls))
+        text += [
+            "\nTo open one from this machine (people and their passwords are in build/lab-passwords.json):",
+            f"  curl --insecure --user NAME:PASSWORD --resolve '*:443:{addresses[host]}' {urls[0]}",
+            "In a browser, with this line in /etc/hosts:",
+            f"  {addresses[host]} {names}",
+        ]
+    return "\n".join(text)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inventory", default="inventories/lab")
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "demo.json")
     arguments = parser.parse_args()
     results = ask(arguments.inventory)
     entries = rows(results)
-    (ROOT / "build").mkdir(exist_ok=True)
-    (ROOT / "build" / "demo.json").write_text(json.dumps(entries, indent=1) + "\n")
+    arguments.output.parent.mkdir(exist_ok=True)
+    arguments.output.write_text(json.dumps(entries, indent=1) + "\n")
     print(table(entries))
     real = sum(entry["real"] for entry in entries)
     print(f"\n{len(entries)} services: {real} real applications, {len(entries) - real} stand-ins.")
     passwords = ROOT / "build" / "lab-passwords.json"
     if passwords.exists():
-        print(f"\nTo open one (people and their passwords are in {passwords.relative_to(ROOT)}):")
-        for entry in entries:
-            if entry["url"]:
-                name = entry["url"].removeprefix("https://").rstrip("/")
-                address = results[entry["host"]].get("address") or _address(arguments.inventory, entry["host"])
-                print(f"  curl --insecure --user NAME:PASSWORD --resolve {name}:443:{address} https://{name}/")
+        opened = {entry["host"] for entry in entries if entry["url"]}
+        print(how_to_open(entries, {host: _address(arguments.inventory, host) for host in opened}))
     print("\nTo shut the lab down:  make demo-down")
     silent = [host for host, result in results.items() if not result.get("services")]
     for host in silent:

@@ -20,8 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def make(name: str) -> Path:
-    """The site's directory; an older one of the same name is replaced."""
+def make(name: str, without: list[str]) -> Path:
+    """The site's directory; an older one of the same name is replaced. `without`: services that its tests do not need."""
     source = ROOT / "inventories" / "lab"
     subprocess.run([sys.executable, str(ROOT / "tools" / "lab_secrets.py")], cwd=ROOT, check=True)
     site = ROOT / "build" / name
@@ -44,13 +44,22 @@ def make(name: str) -> Path:
         changed = changed.replace("lab_name: demo", f"lab_name: {name}")
         if changed != text:
             path.write_text(changed)
+    if without:
+        text = "".join(f"  {service}: {{enabled: false}}\n" for service in sorted(without))
+        path = inventory / "host_vars" / "lab-forge" / "without.yml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"---\nhearth_services__without:\n{text}")
     return site
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
-    print(make(parser.parse_args().name))
+    parser.add_argument(
+        "--without", nargs="+", default=[], metavar="SERVICE", help="services to leave out on lab-forge"
+    )
+    arguments = parser.parse_args()
+    print(make(arguments.name, arguments.without))
     return 0
 
 

@@ -13,6 +13,7 @@ import itertools
 import typing as t
 from collections import defaultdict
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from ansible_collections.hearth.homelab.plugins.plugin_utils.errors import Report, nearest, short_path
 from ansible_collections.hearth.homelab.plugins.plugin_utils.explain import dotted
@@ -25,7 +26,9 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import (
     Backup,
     Contract,
     Contribution,
+    External,
     Listen,
+    Model,
     System,
     Version,
 )
@@ -576,22 +579,61 @@ def _addresses(check: _Check) -> None:
                     )  # fmt: skip
 
 
+def targets(value: object, path: tuple[str | int, ...] = ()) -> t.Iterator[tuple[tuple[str | int, ...], External]]:
+    """Every target that a model names, at whatever depth, with the path of its key."""
+    if isinstance(value, External):
+        yield path, value
+    if isinstance(value, Model):
+        for name, info in type(value).model_fields.items():
+            yield from targets(getattr(value, name), (*path, info.alias or name))
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield from targets(entry, (*path, key))
+    elif isinstance(value, list):
+        for number, entry in enumerate(value):
+            yield from targets(entry, (*path, number))
+
+
 def _external(check: _Check) -> None:
     for host in check.fleet.hosts.values():
         if host.variables.hearth_external:
             continue
-        for name, receiver in host.variables.hearth_receivers.items():
-            if receiver.external:
+        named = [("", path, target) for path, target in targets(host.variables)]
+        for service in host.services.values():
+            named += [(service.name, path, target) for path, target in targets(service.contribution)]
+        for name, path, target in named:
+            if target.external:
                 check.error(
-                    host.name, "", ("hearth_receivers", name),
-                    f"the receiver {name} is outside, and hearth_external is false",
+                    host.name, name, path, "a target outside, and hearth_external is false",
                     "`external: false` marks a target inside the lab; lab hosts refuse any other",
                 )  # fmt: skip
-        if host.variables.hearth_certificates.issuer == "acme":
-            check.error(
-                host.name, "", ("hearth_certificates",), "certificates of an ACME server, and hearth_external is false",
-                "hearth_certificates: internal",
-            )  # fmt: skip
+                continue
+            for address in target.addresses():
+                if not _leads_inside(check.fleet, host, address):
+                    check.error(
+                        host.name, name, path, f"marked external: false, but {address} is not inside",
+                        f"inside are names below {host.variables.hearth_domain or 'hearth_domain'}, hosts of the fleet and "
+                        "addresses of hearth_zones",
+                    )  # fmt: skip
+
+
+def _leads_inside(fleet: Fleet, host: Host, address: str) -> bool:
+    """Whether a URL, or a HOST with or without a port, is of the fleet: this machine, a host, a name of its domain, an
+    address of one of its networks."""
+    try:
+        found = urlsplit(address if "://" in address else f"//{address}").hostname or ""
+    except ValueError:  # brackets that are no IPv6 address
+        return False
+    try:
+        literal = ipaddress.ip_address(found)
+    except ValueError:
+        domain = host.variables.hearth_domain
+        return found == "localhost" or found in fleet.hosts or bool(domain and f".{found}".endswith(f".{domain}"))
+    networks = [
+        ipaddress.ip_network(network) for zone in host.variables.hearth_zones.values() for network in zone.networks
+    ]
+    known = {entry for peer in fleet.hosts.values() for entries in peer.addresses.values() for entry in entries}
+    return literal.is_loopback or str(literal) in known or any(literal in network for network in networks)
 
 
 # --- protection and secrets ------------------------------------------------------------------------------------------

@@ -145,6 +145,19 @@ class Model(BaseModel):
         return data
 
 
+class External(Model):
+    """A target that is called: base of every type that names one. Hosts with ``hearth_external: false``, which are the
+    lab's, refuse a target that is not marked ``external: false``, and one that is and yet leads elsewhere."""
+
+    external: bool = Field(
+        True, description="Whether it is outside. Hosts with `hearth_external: false` refuse what is."
+    )
+
+    def addresses(self) -> list[str]:
+        """What is called: URLs, or HOST with or without a port."""
+        raise NotImplementedError
+
+
 # --- run -------------------------------------------------------------------------------------------------------------
 
 
@@ -188,7 +201,7 @@ class UnitSpec(Model):
     guarded: bool = Field(False, description="A change may cut the controller off: taken back unless confirmed.")
 
 
-class AptSource(Model):
+class AptSource(External):
     """A vendor's apt repository."""
 
     url: str = Field(description="Base address of the repository.")
@@ -197,6 +210,9 @@ class AptSource(Model):
     key_url: str = Field(description="Where the signing key is published.")
     fingerprint: str = Field(pattern=r"^[0-9A-F]{40}$", description="The key's full fingerprint.")
     architectures: list[str] = Field([], description="Architectures to ask for; empty: the host's.")
+
+    def addresses(self) -> list[str]:
+        return [self.url, self.key_url]
 
 
 class Initialize(Model):
@@ -762,9 +778,12 @@ class ContainerNetwork(Model):
     internal: bool = Field(False, description="No way out of the network.")
 
 
-class Acme(Model):
+class Acme(External):
     email: str = Field(description="Address for the account.")
     directory: str = Field("https://acme-v02.api.letsencrypt.org/directory", description="The ACME server.")
+
+    def addresses(self) -> list[str]:
+        return [self.directory]
 
 
 class Certificates(Model):
@@ -787,15 +806,18 @@ class Ids(Model):
     groups: dict[str, int] = Field({}, description="Group name -> id.")
 
 
-class Receiver(Model):
-    """Where alerts go. `external` marks a target outside the lab, which lab hosts refuse."""
+class Receiver(External):
+    """Where alerts go."""
 
     webhook: str | None = Field(None, description="Address that alerts are posted to.")
     email: str | None = Field(None, description="Mail address.")
-    external: bool = Field(True, description="Whether it is outside the lab.")
     severities: list[t.Literal["critical", "high", "medium", "low"]] = Field(
         ["critical", "high", "medium", "low"], description="Severities that it gets."
     )
+
+    def addresses(self) -> list[str]:
+        # What carries a mail on is the relay's business; the domain that it ends up in is named here.
+        return [*([self.webhook] if self.webhook else []), *([self.email.rpartition("@")[2]] if self.email else [])]
 
 
 class CoreVariables(Model):
@@ -828,7 +850,7 @@ class CoreVariables(Model):
     )
     hearth_ignore: list[str] = Field([], description="Names or patterns of variables not to warn about.")
     hearth_receivers: dict[Name, Receiver] = Field({}, description="Where alerts go, by name.")
-    hearth_external: bool = Field(True, description="False in the lab: targets marked external are refused.")
+    hearth_external: bool = Field(True, description="False in the lab: nothing outside may be called.")
     hearth_secrets: AbsolutePath | None = Field(None, description="Default: secrets/ beside the inventory.")
 
 

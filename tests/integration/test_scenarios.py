@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from . import machine
 from .conftest import BIN, ROOT
 
 SCENARIOS = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
@@ -20,6 +21,7 @@ SCENARIOS = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/mole
 def test_scenario(scenario: str, capfd: pytest.CaptureFixture[str]) -> None:
     log = ROOT / "build" / f"molecule-{scenario}.log"
     log.parent.mkdir(exist_ok=True)
+    before = machine.snapshot(scenario)
     with capfd.disabled(), log.open("w") as stream:
         print(f"\nscenario {scenario}: its output goes to {log.relative_to(ROOT)}", flush=True)
         found = subprocess.run(
@@ -32,6 +34,8 @@ def test_scenario(scenario: str, capfd: pytest.CaptureFixture[str]) -> None:
             check=False,
         )
     assert found.returncode == 0, _end(log)
+    # Its hosts were converged, broken and mended, and are gone: nothing of that may have reached the machine.
+    assert machine.differences(before, machine.snapshot(scenario)) == []
 
 
 def _end(log: Path) -> str:

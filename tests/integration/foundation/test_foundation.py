@@ -6,15 +6,18 @@ The tests run in this order and share the hosts; each leaves them as it found th
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import shutil
 import subprocess
+import sys
 import time
 import typing as t
 from pathlib import Path
 
 import pytest
 
+from .. import declared
 from ..conftest import BIN, ROOT, Site, wait_until
 
 FORGE = "host_vars/lab-forge/zz_test.yml"
@@ -50,8 +53,7 @@ print(json.dumps(sorted(found)))
 
 
 def scan(site: Site, source: str, address: str) -> list[int]:
-    site.ssh(source, "cat > /tmp/scan.py", stdin=SCAN)
-    found = site.ssh(source, f"ulimit -n 8192; python3 /tmp/scan.py {address} 1 65535", timeout=180)
+    found = site.ssh(source, f"ulimit -n 8192; python3 - {address} 1 65535", stdin=SCAN, timeout=180)
     return t.cast("list[int]", json.loads(found))
 
 
@@ -73,11 +75,24 @@ def test_running_again_changes_nothing_in_one_exchange(site: Site) -> None:
 
 
 def test_every_service_is_healthy(site: Site) -> None:
-    outcome = site.play(playbook="playbooks/status.yml", limit=None)
-    for hosts in outcome.results.values():
-        for host, result in hosts.items():
-            for service in result.get("services", []):
-                assert service["healthy"], (host, service)
+    """What `make demo` ends with: its table, of the same inventory."""
+    found = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "demo_table.py"), "--inventory", str(site.inventory),
+         "--output", str(site.directory / "demo.json")],
+        env=site.environment(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout + found.stderr
+    entries = json.loads((site.directory / "demo.json").read_text())
+    assert not [entry for entry in entries if not entry["healthy"]]
+    fleet = declared.read(site.inventory)
+    running = {(host.name, service.name): service for host, service in fleet.services()}
+    assert {(entry["host"], entry["service"]) for entry in entries} == set(running)
+    assert len({service.role for service in running.values()}) >= 24
+    # The lab's images are stand-ins, everything else is the application itself; and the table says so.
+    stand_ins = {name for name, service in running.items() if service.container}
+    assert {(entry["host"], entry["service"]) for entry in entries if not entry["real"]} == stand_ins
+    real = len(running) - len(stand_ins)
+    assert f"{len(running)} services: {real} real applications, {len(stand_ins)} stand-ins." in found.stdout
 
 
 class TestAlert:
@@ -151,24 +166,39 @@ def test_routes_answer_over_https_with_their_access_policy(site: Site) -> None:
 
 
 def test_exactly_the_declared_ports_are_open(site: Site) -> None:
-    declared = [22, 80, 443, 32400]  # 32400: plex, which listens in the LAN
-    assert scan(site, "lab-nas-1", site.address("lab-forge")) == declared
+    fleet = declared.read(site.inventory)
+    forge, nas = site.address("lab-forge"), site.address("lab-nas-1")
     address6 = site.ssh("lab-forge", "ip -6 -json addr show dev host0 scope global")
-    found = [entry["local"] for link in json.loads(address6) for entry in link.get("addr_info", []) if "local" in entry]
-    assert found
+    forge6 = [
+        entry["local"] for link in json.loads(address6) for entry in link.get("addr_info", []) if "local" in entry
+    ]
+    assert forge6
+    # All at once: a scan is mostly waiting.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        of_forge = pool.submit(scan, site, "lab-nas-1", forge)
+        of_forge6 = [pool.submit(scan, site, "lab-nas-1", address) for address in forge6]
+        of_nas = pool.submit(scan, site, "lab-forge", nas)
+    expected = declared.open_to(fleet, "lab-forge", "lab-nas-1", nas)
+    assert {22, 80, 443} <= set(expected) < set(declared.listening(fleet, "lab-forge"))
+    assert of_forge.result() == expected
     # The lab's zone lan has IPv4 networks only: nothing is open over IPv6, whatever listens there.
-    for address in found:
-        assert scan(site, "lab-nas-1", address) == []
+    for found in of_forge6:
+        assert found.result() == []
     # The exporter of lab-nas-1 is open to the host that scrapes it and to nobody else: the controller is refused.
-    assert scan(site, "lab-forge", site.address("lab-nas-1")) == [22, 9100]
+    expected = declared.open_to(fleet, "lab-nas-1", "lab-forge", forge)
+    assert 9100 in expected
+    assert of_nas.result() == expected
 
 
 def test_no_undeclared_port_was_open_while_packages_were_installed(site: Site) -> None:
     """molecule's converge step ran a scanner on lab-nas-1 beside the first converge of lab-forge."""
     lines = (site.directory / "scan-during-converge.jsonl").read_text().splitlines()
     assert len(lines) >= 3, "the scanner did not run"
+    fleet = declared.read(site.inventory)
+    expected = set(declared.open_to(fleet, "lab-forge", "lab-nas-1", site.address("lab-nas-1")))
     for line in lines:
-        assert set(json.loads(line)) <= {22, 80, 443, 32400}
+        assert set(json.loads(line)) <= expected
+    assert set(json.loads(lines[-1])) == expected, "at its end the scanner saw them open: it did look at them"
 
 
 def test_check_mode_names_what_the_run_changes_and_changes_nothing(site: Site, changed: t.Any) -> None:

@@ -25,6 +25,9 @@ PROXY = native(tier="infrastructure", provides={"route": "caddy"})
 PODMAN = native(tier="infrastructure", provides={"container": "podman"})
 CONTAINER = {"container": {"image": "example.com/a:1", "reason": "not packaged", "run_as": "image"}}
 SHARED = {"name": "u", "id": 2000, "shared": True}
+REPOSITORY = {
+    "url": "https://apt.example.org", "suite": "trixie", "key_url": "https://apt.example.org/key", "fingerprint": "A" * 40,
+}  # fmt: skip
 CORE = {"hearth_access": {"media": ["anna"], "home": []}, "hearth_zones": {}}
 
 
@@ -228,14 +231,41 @@ CONFLICTS: dict[str, Case] = {
     ),
     "an external receiver in the lab": (
         fleet({"a": native()}, core={"hearth_external": False, "hearth_receivers": {"phone": {"webhook": "https://x"}}}),
-        ("hearth_receivers.phone", "the receiver phone is outside, and hearth_external is false", "external: false"),
+        ("host forge", "hearth_receivers.phone", "a target outside, and hearth_external is false", "external: false"),
     ),
     "an ACME server in the lab": (
         fleet({"a": native()}, core={
             "hearth_external": False, "hearth_certificates": {"issuer": "acme", "acme": {"email": "a@example.com"}},
         }),
-        ("hearth_certificates", "hearth_external is false"),
+        ("hearth_certificates.acme", "a target outside, and hearth_external is false"),
     ),
+    "a vendor's repository in the lab": (
+        fleet({"a": native(run={"native": {"packages": ["x"], "repository": REPOSITORY}})}, core={"hearth_external": False}),
+        ("service a", "run.native.repository", "a target outside, and hearth_external is false"),
+    ),
+    "a further repository in the lab": (
+        fleet({"a": native(tier="core", system={"apt_sources": [REPOSITORY]})}, core={"hearth_external": False}),
+        ("service a", "system.apt_sources[0]", "a target outside, and hearth_external is false"),
+    ),
+    "a mail address in the lab": (
+        fleet({"a": native()}, core={
+            "hearth_external": False, "hearth_receivers": {"me": {"email": "me@example.org", "external": False}},
+        }),
+        ("hearth_receivers.me", "marked external: false, but example.org is not inside", "names below example.com"),
+    ),
+    **{
+        f"{address} is not inside": (
+            fleet({"a": native()}, core={
+                "hearth_external": False, "hearth_receivers": {"x": {"webhook": address, "external": False}},
+                "hearth_zones": {"lan": {"networks": ["198.51.100.0/24", "2001:db8:1::/64"]}},
+            }),
+            ("hearth_receivers.x", f"but {address} is not inside", "addresses of hearth_zones"),
+        )
+        for address in (
+            "https://example.org/", "https://notexample.com", "https://example.com.example.org", "http://203.0.113.200:80/",
+            "http://example.com@example.org/", "http://[2001:db8:2::1]/", "http://[bad/", "single",
+        )
+    },
 }  # fmt: skip
 
 
@@ -283,8 +313,18 @@ FINE: dict[str, Fleet] = {
         {"proxy": PROXY},
         {"proxy": PROXY, "a": native(listen=port(), route={"name": "x", "to": "http", "access": "media"})},
     ),
-    "receivers inside": fleet({"a": native()}, core={
-        "hearth_external": False, "hearth_receivers": {"log": {"webhook": "http://127.0.0.1", "external": False}},
+    "targets inside": fleet({"a": native(run={"native": {"packages": ["x"], "repository": {
+        **REPOSITORY, "external": False, "url": "http://apt.example.com/x", "key_url": "http://nas-1/key"}}})}, {}, core={
+        "hearth_external": False,
+        "hearth_zones": {"lan": {"networks": ["198.51.100.0/24", "2001:db8:1::/64"]}},
+        "hearth_certificates": {"issuer": "acme", "acme": {
+            "email": "a@example.com", "directory": "https://acme.example.com:14000/dir", "external": False}},
+        "hearth_receivers": {
+            f"r{number}": {"webhook": address, "external": False} for number, address in enumerate((
+                "http://127.0.0.1", "http://localhost:8080/x", "https://example.com", "http://[2001:db8:1::5]:80/",
+                "http://198.51.100.7/", "http://[::1]/",
+            ))
+        },
     }),
     "the containers' zone": fleet({"a": native()}, core={
         "hearth_zones": {"containers": {"networks": ["10.89.0.0/16"]}},

@@ -78,19 +78,10 @@ def test_every_alert_of_a_plan_says_what_to_do(plans: dict[str, HostPlan]) -> No
     assert len(seen) > 20
 
 
-#: Converged on lab hosts of their own, and not yet part of the lab that the scenarios share: their ports, mounts and time
-#: belong into the scenarios' expectations first. Enabling one there takes it out of this list.
-NOT_YET_IN_THE_LAB = {
-    "blackbox_exporter", "glances", "journald", "mosquitto", "postgres_exporter", "qbittorrent", "radicale", "redis",
-    "sabnzbd", "syncthing", "unattended_upgrades",
-}  # fmt: skip
-
-
 def test_every_role_is_used_by_both_fleets(composed: compose.Composition) -> None:
     used = {service.role for _host, service in composed.fleet.services()}
     roles = {path.parent.parent.name for path in (ROOT / "roles").glob("*/vars/contribution.yml")}
-    lab = "lab-forge" in composed.fleet.hosts
-    assert used == (roles - NOT_YET_IN_THE_LAB if lab else roles)
+    assert used == roles
 
 
 def test_the_example_fleet_has_its_machines() -> None:

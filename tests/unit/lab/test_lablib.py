@@ -65,6 +65,12 @@ def test_what_a_lab_cannot_be_is_said(arguments: list[str], expected: list[str])
         assert text in str(found.value)
 
 
+def test_controllers_that_the_lab_was_given_are_taken_back() -> None:
+    assert core.added_controllers("cpu io\n", "cpu io memory pids\n") == "-memory -pids"
+    assert core.added_controllers("", "cpu\n") == "-cpu"
+    assert core.added_controllers("cpu memory", "memory cpu") == ""
+
+
 def test_a_subnet_the_machine_has_a_route_to_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def routes(argv: list[str], **_options: Any) -> subprocess.CompletedProcess[str]:
         known = [

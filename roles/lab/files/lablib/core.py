@@ -257,15 +257,53 @@ def cgroup_roots() -> list[Path]:
     return [Path("/sys/fs/cgroup")]
 
 
+# The group of all labs, and what the machine's own groups had before there was any. Gone after a reboot, as they are.
+LABS_CGROUP = "hearth-lab"
+CONTROLLERS = Path("/run/hearth-lab-controllers")
+
+
+@contextlib.contextmanager
+def _groups_locked() -> Iterator[None]:
+    """One at a time, over all caches, makes the first group or removes the last one. No lock file is left behind."""
+    handle = os.open(cgroup_roots()[0], os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def own_cgroup(path: str) -> None:
     """Move this process into its own group; systemd-run has done that already where systemd is PID 1."""
+    with _groups_locked():
+        for root in cgroup_roots():
+            group = root / path
+            given = root / "cgroup.subtree_control"
+            if given.exists() and not (root / LABS_CGROUP).is_dir():
+                write(CONTROLLERS, given.read_text(encoding="utf-8"), 0o600)
+            group.mkdir(parents=True, exist_ok=True)
+            for parent in [*reversed(group.relative_to(root).parents)]:
+                with contextlib.suppress(OSError):  # a controller that the machine keeps elsewhere
+                    (root / parent / "cgroup.subtree_control").write_text("+cpu +memory +pids", encoding="utf-8")
+            (group / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
+
+
+def added_controllers(before: str, now: str) -> str:
+    """What to write to cgroup.subtree_control so that it has again what it had; empty when it has."""
+    return " ".join(f"-{name}" for name in sorted({*now.split()} - {*before.split()}))
+
+
+def _leave_cgroups() -> None:
+    """After the last lab: the controllers that were given to its group are taken back from the machine's."""
+    if any((root / LABS_CGROUP).is_dir() for root in cgroup_roots()) or not CONTROLLERS.exists():
+        return
+    before = CONTROLLERS.read_text(encoding="utf-8")
     for root in cgroup_roots():
-        group = root / path
-        group.mkdir(parents=True, exist_ok=True)
-        for parent in [*reversed(group.relative_to(root).parents)]:
-            with contextlib.suppress(OSError):  # a controller that the machine keeps elsewhere
-                (root / parent / "cgroup.subtree_control").write_text("+cpu +memory +pids", encoding="utf-8")
-        (group / "cgroup.procs").write_text(str(os.getpid()), encoding="utf-8")
+        given = root / "cgroup.subtree_control"
+        if given.exists() and (change := added_controllers(before, given.read_text(encoding="utf-8"))):
+            with contextlib.suppress(OSError):  # somebody else uses one by now
+                given.write_text(change, encoding="utf-8")
+    CONTROLLERS.unlink()
 
 
 def end_cgroup(path: str) -> None:
@@ -289,11 +327,14 @@ def end_cgroup(path: str) -> None:
             if time.monotonic() > limit:
                 raise LabError(f"processes in {group} do not end; look at {group}/cgroup.procs and run this again")
             time.sleep(0.05)
-        # The groups above, made for all labs, go with the last one.
-        parent = group.parent
-        while parent != root and "hearth-lab" in parent.relative_to(root).parts:
-            try:
-                parent.rmdir()
-            except OSError:
-                break
-            parent = parent.parent
+    # The groups above, made for all labs, go with the last one.
+    with _groups_locked():
+        for root in cgroup_roots():
+            parent = (root / path.strip("/")).parent
+            while parent != root and LABS_CGROUP in parent.relative_to(root).parts:
+                try:
+                    parent.rmdir()
+                except OSError:
+                    break
+                parent = parent.parent
+        _leave_cgroups()

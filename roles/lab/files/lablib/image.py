@@ -36,10 +36,10 @@ IMAGE_PACKAGES = (
     "tzdata",
     "udev",
 )
-# Background apt runs would hold dpkg's lock while a converge needs it.
-IMAGE_MASKED_UNITS = ("apt-daily.timer", "apt-daily-upgrade.timer")
+# Background apt runs would hold dpkg's lock while a converge needs it. Disabled and no more: a service may declare them.
+IMAGE_DISABLED_UNITS = ("apt-daily.timer", "apt-daily-upgrade.timer")
 # Raised when what is done to the tree after mmdebstrap changes: part of the image's key.
-IMAGE_FORMAT = 5
+IMAGE_FORMAT = 6
 # Left out of the base packages: a fifth of what is copied for every host. Packages installed later are complete.
 IMAGE_WITHOUT = ("/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*")
 
@@ -54,7 +54,7 @@ def image_key(suite: str, mirror: Mirror) -> str:
         "suite": suite,
         "architecture": architecture(),
         "packages": IMAGE_PACKAGES,
-        "masked": IMAGE_MASKED_UNITS,
+        "disabled": IMAGE_DISABLED_UNITS,
         "without": IMAGE_WITHOUT,
         "mirror": [mirror.main, mirror.security],
         "options": mirror.options,
@@ -133,4 +133,4 @@ def finish_image(tree: Path, suite: str, mirror: Mirror) -> None:
         (tree / name).unlink(missing_ok=True)
     (tree / "etc/machine-id").write_text("", encoding="utf-8")
     run(["systemctl", f"--root={tree}", "enable", "systemd-networkd.service", "ssh.service"])
-    run(["systemctl", f"--root={tree}", "mask", *IMAGE_MASKED_UNITS])
+    run(["systemctl", f"--root={tree}", "disable", *IMAGE_DISABLED_UNITS])

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lablib.core import (
+    LABS_CGROUP,
     WORK,
     LabError,
     Process,
@@ -268,6 +269,10 @@ add table inet {spec.table}
 delete table inet {spec.table}
 table inet {spec.table} {{
   comment "hearth-lab:{self.directory}"
+  # What was refused, for people who wonder and for the test that tries.
+  counter elsewhere {{ }}
+  counter machine {{ }}
+  counter forwarded {{ }}
   chain prerouting {{
     # Before routing: nothing from the hosts leaves the bridge, whether the machine forwards or not, and they learn it
     # at once instead of waiting for a time-out.
@@ -275,7 +280,7 @@ table inet {spec.table} {{
     iifname != "{spec.bridge}" accept
     ip daddr {{ {spec.subnet}, 224.0.0.0/4, 255.255.255.255 }} accept
     ip6 daddr {{ {spec.subnet6}, fe80::/10, ff00::/8 }} accept
-    meta protocol {{ ip, ip6 }} reject with icmpx type admin-prohibited
+    meta protocol {{ ip, ip6 }} counter name elsewhere reject with icmpx type admin-prohibited
   }}
   chain input {{
     type filter hook input priority -10; policy accept;
@@ -290,14 +295,14 @@ table inet {spec.table} {{
     icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, echo-request }} accept
     ip daddr {spec.gateway} meta l4proto {{ tcp, udp }} th dport {ports} accept
     ip6 daddr {spec.gateway6} meta l4proto {{ tcp, udp }} th dport {ports} accept
-    meta pkttype {{ broadcast, multicast }} drop
-    reject with icmpx type admin-prohibited
+    meta pkttype {{ broadcast, multicast }} counter name machine drop
+    counter name machine reject with icmpx type admin-prohibited
   }}
   chain forward {{
     type filter hook forward priority -10; policy accept;
     iifname "{spec.bridge}" oifname "{spec.bridge}" accept
-    iifname "{spec.bridge}" drop
-    oifname "{spec.bridge}" drop
+    iifname "{spec.bridge}" counter name forwarded drop
+    oifname "{spec.bridge}" counter name forwarded drop
   }}
 }}
 """
@@ -433,7 +438,7 @@ table inet {spec.table} {{
         """The control group of a host, below each root."""
         if Path("/run/systemd/system").exists():
             return f"machine.slice/{self.scope(name)}"
-        return f"hearth-lab/{self.directory.name}/{name}"
+        return f"{LABS_CGROUP}/{self.directory.name}/{name}"
 
     def scope(self, name: str) -> str:
         return f"hearth_lab_{self.directory.name}_{name}.scope".replace("-", "_")
@@ -492,28 +497,43 @@ table inet {spec.table} {{
         )
 
     def ssh_answers(self, host: Host) -> bool:
+        return self.ssh_problem(host) == ""
+
+    def ssh_problem(self, host: Host) -> str:
+        """Why nobody gets in, in the words of ssh; empty when it works."""
         try:
-            return self.ssh(host.name, ["true"], timeout=10).returncode == 0
+            done = self.ssh(host.name, ["true"], timeout=10)
         except subprocess.TimeoutExpired:
-            return False
+            return "ssh waited for 10 s"
+        return "" if done.returncode == 0 else done.stderr.strip() or f"ssh ended with status {done.returncode}"
 
     def wait_for_ssh(self, host: Host) -> None:
         started = time.monotonic()
         reported = started
+        problem = ""
+        open_once = False
         while time.monotonic() - started < SSH_TIMEOUT:
             if not self.running(f"host-{host.name}"):
                 break
-            with contextlib.suppress(OSError), socket.create_connection((host.address, 22), timeout=1):
-                if self.ssh_answers(host):
-                    say(f"  {host.name}: SSH after {time.monotonic() - started:.1f} s at {host.address}")
-                    return
+            try:
+                if (
+                    not open_once
+                ):  # ssh itself would wait for seconds; asked once, because sshd penalises who only looks
+                    socket.create_connection((host.address, 22), timeout=1).close()
+                open_once = True
+                problem = self.ssh_problem(host)
+            except OSError as error:
+                problem = str(error)
+            if not problem:
+                say(f"  {host.name}: SSH after {time.monotonic() - started:.1f} s at {host.address}")
+                return
             if time.monotonic() - reported > 10:
                 reported = time.monotonic()
                 say(f"  {host.name}: waiting for SSH, {time.monotonic() - started:.0f} s")
             time.sleep(0.2)
         running = "is running" if self.running(f"host-{host.name}") else "has ended"
         raise LabError(
-            f"{host.name} does not answer on SSH ({host.address}); its nspawn {running}. "
+            f"{host.name} does not answer on SSH ({host.address}: {problem}); its nspawn {running}. "
             f"The end of its console ({self.console(host.name)}):\n{tail(self.console(host.name))}"
         )
 
@@ -531,7 +551,7 @@ table inet {spec.table} {{
             reference = f"standin/{name}:{definition['tag']}"
             target = f"docker://{spec.gateway}:{spec.registry_port}/{reference}"
             run([need_tool("skopeo"), "--insecure-policy", "copy", "--preserve-digests", "--dest-tls-verify=false",
-                 f"oci:{layout}:standin", target])  # fmt: skip
+                 f"oci:{layout}:standin", target], owner=self.directory)  # fmt: skip
             pushed[name] = {"reference": f"{spec.registry}/{reference}", "digest": digest}
         write(self.directory / "registry.json", json.dumps(pushed, indent=2, sort_keys=True) + "\n")
 

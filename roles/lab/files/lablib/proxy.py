@@ -13,6 +13,9 @@ from typing import Any
 from lablib.core import LabError, end, listens, locked, processes_of, spawn, wait_for_port, write
 from lablib.machine import Cache, Mirror, need_tool, plain_http
 
+# The mirror of the machine under a name that is the same on every machine, so that an inventory can say it.
+LAB_MIRROR = "http://apt.lab.example.com/debian"
+
 
 def proxy_state(cache: Cache) -> dict[str, Any]:
     path = cache.shared / "state.json"
@@ -33,7 +36,10 @@ def ensure_proxy(cache: Cache, mirror: Mirror) -> int:
     with locked(cache.lock("proxy"), "the apt proxy"):
         state = proxy_state(cache)
         running = [process for process in processes_of(cache.shared) if process.part == "apt-proxy"]
-        wanted = dataclasses.asdict(mirror) | {"options": [list(option) for option in mirror.options]}
+        wanted = dataclasses.asdict(mirror) | {
+            "options": [list(option) for option in mirror.options],
+            "name": LAB_MIRROR,
+        }
         if running and state.get("mirror") == wanted and listens("127.0.0.1", int(state["port"])):
             return int(state["port"])
         end(running, grace=5)
@@ -51,10 +57,8 @@ def ensure_proxy(cache: Cache, mirror: Mirror) -> int:
             "ExThreshold: 30",
             # Only what is mapped below: the hosts must not reach the rest of the world through the proxy.
             "ForceManaged: 1",
-            *(
-                f"Remap-{name}: {plain_http(uri)} ; {uri}"
-                for name, uri in (("main", mirror.main), ("security", mirror.security))
-            ),
+            f"Remap-main: {plain_http(mirror.main)} {LAB_MIRROR} ; {mirror.main}",
+            f"Remap-security: {plain_http(mirror.security)} ; {mirror.security}",
         ]
         if mirror.proxy:
             lines.append(f"Proxy: {mirror.proxy}")
