@@ -159,10 +159,12 @@ class Secret(Item):
     """A secret in the host's store, ``/var/lib/hearth/secrets/SERVICE/KEY`` (0400 root).
 
     ``name`` is ``SERVICE/KEY``. Its value travels only in the exchange's no_log part, when the keyed digest
-    (HMAC under a nonce of the run) that the host computes differs from the controller's.
+    (HMAC under a nonce of the run) that the host computes differs from the controller's. ``data``: it encrypts data
+    or pairs devices, so another value is refused once there is data.
     """
 
     kind: t.ClassVar[str] = "secret"
+    data: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import co
 def render(_fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
     for service in host.services.values():
         for key, secret in sorted(service.contribution.secrets.items()):
-            plan.add(m.Secret(service.secret(key), service.name))
+            plan.add(m.Secret(service.secret(key), service.name, data=secret.kind == "data"))
             if secret.deliver and secret.deliver.file and not service.container:
                 # No newline after the value: many programs would read it as part of the password.
                 item = plan.file(
