@@ -185,8 +185,8 @@ def people(inventory: Path, passwords_file: Path, step: secret_step.Step | None 
     write(passwords_file, json.dumps(known, indent=2, sort_keys=True) + "\n")
 
 
-def _hasher(password: str) -> t.Callable[[], str]:
-    return lambda: bcrypt_hash(password)
+def _hasher(password: str) -> t.Callable[[], dict[str, str]]:
+    return lambda: {"password_hash": bcrypt_hash(password)}
 
 
 def _passwords(path: Path) -> dict[str, t.Any]:

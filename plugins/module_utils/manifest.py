@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import typing as t
 from dataclasses import dataclass, field, fields
 
@@ -26,6 +27,8 @@ TIERS: tuple[str, ...] = ("core", "infrastructure", "services")
 
 #: A hole in a file template: ``@@hearth:SERVICE/KEY@@`` is replaced by the value of that secret.
 HOLE = "@@hearth:{0}@@"
+
+_HOLE = re.compile(r"@@hearth:([a-z0-9_]+/[A-Za-z0-9_.-]+)@@")
 
 #: Every kind of item, in the order in which kinds are applied (design section 5).
 KINDS: tuple[str, ...] = (
@@ -48,6 +51,11 @@ KINDS: tuple[str, ...] = (
     "postgresql_database",
     "configure",
 )
+
+
+def holes(text: str) -> tuple[str, ...]:
+    """Names of the secrets (``SERVICE/KEY``) that a text has holes for, sorted."""
+    return tuple(sorted(set(_HOLE.findall(text))))
 
 
 @dataclass(frozen=True)

@@ -139,10 +139,10 @@ def locked(directory: Path) -> t.Iterator[None]:
 
 def add(
     path: Path,
-    values: t.Mapping[tuple[str, str], t.Callable[[], str]],
+    values: t.Mapping[tuple[str, str], t.Callable[[], t.Any]],
     sops: Sops,
     replace: t.Collection[tuple[str, str]] = (),
-) -> dict[tuple[str, str], str]:
+) -> dict[tuple[str, str], t.Any]:
     """Adds values (by service and key; the callables make them) to a secrets file, or makes the file.
 
     A key that has a value already keeps it, unless it is in ``replace``. Returns what was added. FileError leaves the file
@@ -159,7 +159,7 @@ def add(
             if keys.error:
                 raise FileError(f"{short_path(str(path))} {keys.error}: nothing is written to it")
             before = sops.decrypt(path)
-        made: dict[tuple[str, str], str] = {}
+        made: dict[tuple[str, str], t.Any] = {}
         after: Values = {
             service: dict(entries) if isinstance(entries, dict) else entries for service, entries in before.items()
         }
@@ -176,7 +176,7 @@ def add(
         return made
 
 
-def _replace(path: Path, before: Values, after: Values, made: t.Mapping[tuple[str, str], str], sops: Sops) -> None:
+def _replace(path: Path, before: Values, after: Values, made: t.Mapping[tuple[str, str], t.Any], sops: Sops) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=COPY)
     copy = Path(name)
     try:
@@ -196,7 +196,7 @@ def _replace(path: Path, before: Values, after: Values, made: t.Mapping[tuple[st
         copy.unlink(missing_ok=True)
 
 
-def _verify(copy: Path, path: Path, after: Values, made: t.Mapping[tuple[str, str], str], sops: Sops) -> None:
+def _verify(copy: Path, path: Path, after: Values, made: t.Mapping[tuple[str, str], t.Any], sops: Sops) -> None:
     """That the copy has every value, old and new, that the new ones are encrypted, and that they can be read here."""
     entries = sops_keys.read(copy).entries
     for service, key in made:

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Secrets: what the host's store shall hold, and files that are nothing but a secret.
 
-Values are never here: a file has a hole where the host puts the value. Credentials and the environment of native
-services are rendered with their units (systemd.py), podman secrets with the container (quadlet.py).
+Values are never here: a file has a hole where the host puts the value. Credentials of native services
+are rendered with their units (systemd.py), podman secrets with the container (quadlet.py).
 """
 
 from __future__ import annotations
