@@ -200,12 +200,16 @@ def main(arguments: list[str] | None = None) -> int:
         help="inventory directories (default: the lab's and the example fleet's)",
     )  # fmt: skip
     parser.add_argument("--passwords", type=Path, default=ROOT / "build/lab-passwords.json", help="plain passwords")
-    parser.add_argument("--prepare", action="store_true", help="only the age key and .sops.yaml")
+    parser.add_argument(
+        "--prepare", action="store_true", help="only key, rule and people: the rest is playbooks/secrets.yml's"
+    )
     options = parser.parse_args(arguments)
     try:
         for inventory in options.inventory:
             prepare(inventory)
-            if not options.prepare:
+            if options.prepare:
+                people(inventory, options.passwords)
+            else:
                 make(inventory, options.passwords)
     except (SecretsError, secret_files.FileError) as error:
         print(f"error: {error}", file=sys.stderr)

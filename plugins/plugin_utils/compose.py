@@ -975,6 +975,12 @@ class _Composer:
             return [Path(host.core.hearth_secrets)]
         return [Path(directory) / "secrets" for directory in self.source.inventory_dirs]
 
+    def _home(self, host: _HostDraft) -> Path:
+        """The inventory's directory where what is missing for a host is written: the one that defines the host."""
+        directories = self.source.inventory_dirs
+        own = str(host.raw.get("inventory_dir") or "")
+        return Path(own if own in directories else next(iter(directories), ""))
+
     def _secret_files(self, host: _HostDraft) -> list[Path]:
         return sops_keys.files_of(self._secret_dirs(host), host.groups, host.name)
 
@@ -989,9 +995,11 @@ class _Composer:
                     unreadable.append((str(path), keys.error_line, keys.error))
                 entries.update(keys.entries)
             variables = self._secret_variables(host)
-            place = str(sops_keys.where_to_put(self._secret_dirs(host), name))
-            public = str(Path((self.source.inventory_dirs or [""])[0]) / known.FILE)
-            secrets[name] = conflicts.SecretNames(entries, variables, tuple(unreadable), place, public)
+            home = self._home(host)
+            place = Path(host.core.hearth_secrets or home / "secrets") / f"{name}.sops.yml"
+            secrets[name] = conflicts.SecretNames(
+                entries, variables, tuple(unreadable), str(place), str(home / known.FILE)
+            )
         return conflicts.Facts(
             locate=self.locate,
             disabled={name: host.disabled for name, host in self.hosts.items()},

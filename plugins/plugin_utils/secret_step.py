@@ -209,16 +209,19 @@ class Step:
                 continue
             if self.composition.fleet.hosts[need.host].public_keys.get(need.name) != public:
                 outcome.public.setdefault(need.host, {}).setdefault(need.service, {})[need.key] = public
-        if not outcome.public or outcome.unwritable:
+        if outcome.unwritable:
             return
-        directory = Path(self.source.inventory_dirs[0])
-        if not check:
+        places: dict[str, secret_files.Values] = {}
+        for host, found in outcome.public.items():
+            places.setdefault(self.composition.secrets[host].known, {})[host] = found
+        for path, hosts in sorted(places.items()):
             try:
-                known.write(directory, outcome.public)
+                if not check:
+                    known.write(Path(path).parent, hosts)
             except (FileError, OSError) as error:
                 outcome.problems.append(str(error))
-                return
-        outcome.files.append(str(directory / known.FILE))
+                continue
+            outcome.files.append(path)
 
     # --- what it reads --------------------------------------------------------------------------------------------------
 
@@ -242,7 +245,7 @@ class Step:
                 return f"this is a job of AWX ({job} is set), whose files are gone with it"
         if not self.source.inventory_dirs:
             return "the inventory is no file or directory, so there is no place for secrets beside it"
-        for file in {need.file for need in self.chosen} | {os.path.join(self.source.inventory_dirs[0], known.FILE)}:
+        for file in {need.file for need in self.chosen} | {self.composition.secrets[host].known for host in self.hosts}:
             directory = Path(file).parent
             while not directory.exists():
                 directory = directory.parent

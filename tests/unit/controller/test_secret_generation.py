@@ -13,8 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ansible.inventory.manager import InventoryManager
+from ansible.parsing.dataloader import DataLoader
+from ansible.vars.manager import VariableManager
 from ansible_collections.hearth.homelab.plugins.plugin_utils import secret_generation as g
 from ansible_collections.hearth.homelab.plugins.plugin_utils import secret_step
+from ansible_collections.hearth.homelab.plugins.plugin_utils.layers import Source
 from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import (
     GenerateKeypair,
     GenerateLength,
@@ -259,3 +263,19 @@ def test_what_cannot_be_composed_is_said(tmp_path: Path) -> None:
     source = made.source()
     with pytest.raises(g.GenerationError, match=r"secrets\.api\.kind"):
         secret_step.Step(source, source.hosts)
+
+
+def test_of_several_inventories_the_one_that_defines_the_host_is_written_to(tmp_path: Path) -> None:
+    """molecule and others put an inventory of their own before the owner's."""
+    made = repository(tmp_path)
+    made.role("app", native(secrets={"tunnel": {"kind": "access", "generate": {"keypair": "wireguard"}}}))
+    made.vars("host_vars/forge.yml", {"hearth_services": {"app": {}}})
+    other = made.write("first/hosts.yml", {"all": {"hosts": {}}}).parent
+    loader = DataLoader()
+    loader.set_basedir(str(tmp_path / "playbooks"))
+    inventory = InventoryManager(loader=loader, sources=[str(other), str(made.inventory)])
+    manager = VariableManager(loader=loader, inventory=inventory)
+    manager._extra_vars = {}
+    step = secret_step.Step(Source(inventory, manager, loader), ["forge"])
+    assert [make.file for make in step.run({}, check=True).made] == [str(made.inventory / "secrets" / "forge.sops.yml")]
+    assert step.composition.secrets["forge"].known == str(made.inventory / "known.yml")
