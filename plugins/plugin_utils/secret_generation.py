@@ -295,7 +295,7 @@ def plan(
 ) -> GenerationPlan:
     """Decides about every secret that ``selected`` chose. The same for check mode and for doing it.
 
-    ``broken``: files that cannot be written, with what is wrong with them. ``start_empty``: services whose new storage a
+    ``broken``: hosts with a secrets file that cannot be read, and what is wrong with it. ``start_empty``: services whose new storage a
     person said may start empty.
     """
     asked = set(rotate)
@@ -334,8 +334,8 @@ def _refusal(
     """Why a value is not generated, and what a person can do; None when it may be."""
     file = short_path(need.file)
     by_hand = f"sops {file} and set {need.key} below {need.service}"
-    if need.file in broken:
-        return f"{file} {broken[need.file]}", "mend that file first: nothing is written to it"
+    if need.host in broken:
+        return f"{broken[need.host]}, and may have it", "mend that file first"
     if need.state == "plain":
         return (
             f"its value in {file} is not encrypted",

@@ -154,7 +154,9 @@ class Step:
     ) -> Outcome:
         """Generates what may be generated, one file after the other; what cannot be written is said, the rest stands."""
         broken = {
-            file: message for names in self.composition.secrets.values() for file, _line, message in names.unreadable
+            host: f"{short_path(file)} {message}"
+            for host, names in self.composition.secrets.items()
+            for file, _line, message in names.unreadable
         }
         plan = secret_generation.plan(self.chosen, answers, rotate=self.rotate, start_empty=start_empty, broken=broken)
         outcome = Outcome(check, plan, people=self._people(), unwritable=self._unwritable())
@@ -189,7 +191,11 @@ class Step:
         """The public halves of key pairs, where known.yml does not have them (or has others)."""
         pairs = [need for need in self.needs if need.host in self.hosts and need.keypair]
         texts: dict[str, secret_files.Values] = {}
+        planned = {(make.file, make.name) for make in outcome.made} if check else set()
         for need in pairs:
+            if (need.file, need.name) in planned:
+                outcome.public.setdefault(need.host, {}).setdefault(need.service, {})[need.key] = "(not generated yet)"
+                continue
             value = made.get((need.file, need.name))
             try:
                 if value is None and need.state == "present":

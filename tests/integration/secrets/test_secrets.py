@@ -398,6 +398,21 @@ class TestData:
         assert site.play().actions() >= {"store secret:canary/hole"}
         converged(site)
 
+    def test_what_the_host_says_ad_hoc(self, site: Site) -> None:
+        """The question itself, without a plan: storage of the current generation, the server's databases, the store."""
+        asked = {"databases": ["canary", "nowhere"], "secrets": ["canary/data", "canary/nothing"]}
+        found = subprocess.run(
+            [str(BIN / "ansible"), HOST, "-i", str(site.inventory), "-m", "hearth.homelab.storage_status",
+             "-a", json.dumps(asked), "--one-line"],
+            cwd=ROOT, env=site.environment(), capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        answer = json.loads(found.stdout.partition("=> ")[2])
+        assert answer["databases"] == {"canary": True, "nowhere": False}
+        assert answer["secrets"] == ["canary/data"]
+        states = {entry["path"]: entry["state"] for entry in answer["storage"]}
+        assert states["/var/lib/canary"] == "data"
+        assert set(states.values()) == {"data"}
+
     def test_found_data_is_somebodys(self, site: Site, secrets: Secrets) -> None:
         """A service that is new here, on a directory that is not."""
         vault = {

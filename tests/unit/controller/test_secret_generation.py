@@ -122,7 +122,8 @@ CASES: list[tuple[str, g.Need, g.Answer | None, dict[str, t.Any], str]] = [
     ("a backup may have it", need(DATA, replace(OWN, elsewhere=True)), said("new"), {}, "a backup may hold"),
     ("a person says no", need(DATA, replace(OWN, elsewhere=True)), said("new"), {"start_empty": ["app"]}, ""),
     ("never over data", need(DATA), said("data"), {"start_empty": ["app"]}, "holds data"),
-    ("a broken file", need(), None, {"broken": {FILE: "is not valid YAML"}}, "is not valid YAML"),
+    ("a broken file", need(), None, {"broken": {"forge": "secrets/all.sops.yml is not valid YAML"}},
+     "secrets/all.sops.yml is not valid YAML, and may have it"),
     ("in the clear", need(state="plain"), None, {}, "is not encrypted"),
     ("access is rotated", need(state="present"), None, {"rotate": ["app/key"]}, ""),
     ("data is not", need(DATA, state="present"), said("new"), {"rotate": ["app/key"]}, "could not be read with a new"),
@@ -223,7 +224,8 @@ def test_an_inventory_without_secrets(tmp_path: Path) -> None:
     assert step.questions() == {"forge": {"storage": {"/var/lib/app": "app"}, "databases": [], "secrets": ["app/data"]}}
     outcome = step.run({}, check=True)
     assert [make.name for make in outcome.made] == ["app/api", "app/tunnel"]
-    assert outcome.files == [str(made.inventory / "secrets" / "forge.sops.yml")]
+    assert outcome.files == [str(made.inventory / name) for name in ("secrets/forge.sops.yml", "known.yml")]
+    assert any("would write the public half of app/tunnel of forge" in line for line in outcome.lines())
     assert [each.name for each in outcome.plan.owner] == ["app/mine"]
     assert "secret data: it is of kind data, so the host must say" in outcome.failure()
     assert any("app/mine is missing" in line for line in outcome.lines())
@@ -242,6 +244,17 @@ def test_a_key_without_a_value_in_a_groups_file_is_made_there(tmp_path: Path) ->
     outcome = secret_step.Step(source, ["forge"]).run({}, check=True)
     assert [(make.name, make.hosts) for make in outcome.made] == [("app/shared", ("forge", "nas"))]
     assert outcome.files == [str(made.inventory / "secrets" / "servers.sops.yml")]
+
+
+def test_nothing_is_made_while_a_file_that_may_have_it_cannot_be_read(tmp_path: Path) -> None:
+    made = repository(tmp_path)
+    made.role("app", native(secrets={"api": {"kind": "access", "generate": {"length": 16}}}))
+    made.vars("host_vars/forge.yml", {"hearth_services": {"app": {}}})
+    made.vars("secrets/all.sops.yml", "app: {api: in the clear}\n")
+    source = made.source()
+    outcome = secret_step.Step(source, source.hosts).run({})
+    assert "all.sops.yml is not encrypted: it has no `sops` key, and may have it" in outcome.failure()
+    assert not (made.inventory / "secrets" / "forge.sops.yml").exists()
 
 
 @pytest.mark.parametrize("variable", ["awx_job_id", "tower_job_id"])
