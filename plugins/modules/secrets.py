@@ -12,7 +12,7 @@ short_description: Generate the secrets that services declare and that are missi
 version_added: 0.1.0
 description:
   - Reads the whole inventory, finds every secret that the services of the play's hosts declare with C(generate) and that
-    neither a secrets file nor a C(<service>_secrets) variable has, generates it and writes it, encrypted by SOPS, to the
+    neither a secrets file nor a C(SERVICE_secrets) variable has, generates it and writes it, encrypted by SOPS, to the
     file of its host (or to a group's file that has the key without a value). The recipients are those of the file, of a
     new file those that C(.sops.yaml) names for it.
   - Values that exist are never changed, except those of I(rotate). A file is replaced whole or not at all.
@@ -24,7 +24,7 @@ options:
   state:
     description:
       - C(present) generates.
-      - C(asked) only tells, in RV(questions), what M(hearth.homelab.storage_status) has to ask which hosts first.
+      - C(asked) only tells, in C(questions), what M(hearth.homelab.storage_status) has to ask which hosts first.
     type: str
     choices: [asked, present]
     default: present
@@ -68,11 +68,11 @@ EXAMPLES = r"""
 RETURN = r"""
 questions:
   description: Host to arguments of M(hearth.homelab.storage_status).
-  returned: with O(state=asked)
+  returned: with I(state=asked)
   type: dict
 made:
   description: What was (in check mode, would be) generated.
-  returned: with O(state=present)
+  returned: with I(state=present)
   type: list
   elements: dict
   contains:
@@ -94,21 +94,21 @@ made:
       type: bool
 refused:
   description: What is not generated, with C(host), C(name), C(reason) and C(remedy). The task fails when there is any.
-  returned: with O(state=present)
+  returned: with I(state=present)
   type: list
   elements: dict
 missing:
   description: What is still missing, with C(host) and C(name), because a person writes it or nothing can be written here.
-  returned: with O(state=present)
+  returned: with I(state=present)
   type: list
   elements: dict
 public_keys:
   description: Public halves that were added to C(known.yml), by host, service and key.
-  returned: with O(state=present)
+  returned: with I(state=present)
   type: dict
 files:
   description: The files that were written. They have to be committed.
-  returned: with O(state=present)
+  returned: with I(state=present)
   type: list
   elements: str
 """
