@@ -75,7 +75,6 @@ SERVICES: dict[str, t.Any] = {
     "caddy": {},
     "podman": {},
     "mosquitto": {},
-    "miniflux": {},
     "prowlarr": {},
     # Besides its key, in its environment, one in a file.
     "sonarr": {

@@ -33,7 +33,6 @@ DELIVERED: Hits = {
     ("canary/tunnel", "/etc/canary/config"),
     ("canary/pair", "/etc/canary/id_ed25519"),
     ("canary/mqtt", "/etc/mosquitto/hearth/users/canary"),
-    ("miniflux/admin_password", "/run/credentials/miniflux.service/admin_password"),
     # podman's own store, root's only, and the runtime's description of a container with a secret in its environment.
     ("sonarr/token", PODMAN),
     ("sonarr/token", f"{CONTAINER}/secrets/hearth-sonarr-token"),
