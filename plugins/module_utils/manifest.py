@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import typing as t
 from dataclasses import dataclass, field, fields
 
@@ -26,6 +27,8 @@ TIERS: tuple[str, ...] = ("core", "infrastructure", "services")
 
 #: A hole in a file template: ``@@hearth:SERVICE/KEY@@`` is replaced by the value of that secret.
 HOLE = "@@hearth:{0}@@"
+
+_HOLE = re.compile(r"@@hearth:([a-z0-9_]+/[A-Za-z0-9_.-]+)@@")
 
 #: Every kind of item, in the order in which kinds are applied (design section 5).
 KINDS: tuple[str, ...] = (
@@ -48,6 +51,11 @@ KINDS: tuple[str, ...] = (
     "postgresql_database",
     "configure",
 )
+
+
+def holes(text: str) -> tuple[str, ...]:
+    """Names of the secrets (``SERVICE/KEY``) that a text has holes for, sorted."""
+    return tuple(sorted(set(_HOLE.findall(text))))
 
 
 @dataclass(frozen=True)
@@ -159,10 +167,12 @@ class Secret(Item):
     """A secret in the host's store, ``/var/lib/hearth/secrets/SERVICE/KEY`` (0400 root).
 
     ``name`` is ``SERVICE/KEY``. Its value travels only in the exchange's no_log part, when the keyed digest
-    (HMAC under a nonce of the run) that the host computes differs from the controller's.
+    (HMAC under a nonce of the run) that the host computes differs from the controller's. ``data``: it encrypts data
+    or pairs devices, so another value is refused once there is data.
     """
 
     kind: t.ClassVar[str] = "secret"
+    data: bool = False
 
 
 @dataclass(frozen=True)

@@ -488,10 +488,33 @@ class _Planner:
         early = {name for item in self.wanted if isinstance(item, m.File) and item.early for name in item.holes}
         for name, item in sorted(self._needed_secrets().items()):
             if name in self.stale:
-                reason = "value differs" if name in self.observed.secrets else "not stored"
+                known = name in self.observed.secrets
+                if known and isinstance(item, m.Secret) and item.data and self._holds_data(item.service):
+                    self._problem(
+                        item,
+                        f"the value of {name} is not the one that the data of {item.service} was encrypted with (or its "
+                        "devices were paired with): with another one that could not be read any more",
+                        "set the old value again (sops shows the file's values; git has its history; the host's own is in "
+                        f"/var/lib/hearth/secrets/{name}). When the data was encrypted anew on purpose, remove that file "
+                        "from the host and converge",
+                    )
+                    continue
+                reason = "value differs" if known else "not stored"
                 self._act("early secret" if name in early else "secret", item, "store", reason)
             elif "secret" in self.observed.errors:
                 self._unknown(item, self.observed.errors["secret"])
+
+    def _holds_data(self, service: str) -> bool:
+        """Whether a service has data already: in storage with a sentinel, or, in a database or elsewhere, since it ran."""
+        items = [item for item in self.target.values() if item.service == service]
+        paths = [item.name for item in items if isinstance(item, m.Storage)]
+        facts = [self.observed.storage.get(path, storage.StorageFacts(path)) for path in paths]
+        if any(
+            storage.classify(each, self.manifest.host, service).state not in ("new", "empty_marked") for each in facts
+        ):
+            return True
+        elsewhere = not paths or any(isinstance(item, m.PostgresqlDatabase) for item in items)
+        return elsewhere and self.previous is not None and service in self.previous.services
 
     # -- packages -----------------------------------------------------------------------------------------------
 

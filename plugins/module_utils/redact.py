@@ -35,6 +35,9 @@ def forms(value: str) -> set[str]:
     raw = stripped.encode()
     if len(raw) >= 4:
         found.add(raw.hex())
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        whole = encode(raw).decode()  # of the value alone: its last characters do not depend on what follows either
+        found.update(form for form in (whole, whole.rstrip("=")) if len(form) >= _SHORTEST_PART)
     for offset in range(3):
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             text = encode(b"\0" * offset + raw).decode().rstrip("=")

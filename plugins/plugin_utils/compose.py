@@ -23,6 +23,7 @@ from ansible_collections.hearth.homelab.plugins.module_utils.manifest import HOL
 from ansible_collections.hearth.homelab.plugins.plugin_utils import (
     conflicts,
     images,
+    known,
     layers,
     role_files,
     secret_values,
@@ -116,6 +117,8 @@ class Composition:
     #: Contracts that the broken services offer, as far as known.
     broken_provides: dict[tuple[str, str], set[str]]
     secret_files: dict[str, list[str]]
+    #: What is known of each host's secrets: names and states, never values.
+    secrets: dict[str, conflicts.SecretNames] = field(default_factory=dict)
     #: Where a key path of a service of a host was written.
     locate: t.Callable[[str, str, t.Sequence[str | int]], Place] = lambda _host, _service, _path: NOWHERE
 
@@ -162,6 +165,8 @@ class _Composer:
         self._role_errors: dict[str, list[Problem]] = {}
         self._near: dict[tuple[str, str], str | None] = {}
         self._images: dict[str, images.RoleImages | None] = {}
+        found, self._known_error = known.read(Path(directory) for directory in source.inventory_dirs)
+        self._public_keys: known.PublicKeys = found.get(known.PUBLIC_KEYS, {})
 
     def run(self) -> Composition:
         for name in self.source.hosts:
@@ -189,8 +194,11 @@ class _Composer:
             if name in used:
                 self.report.warn(f"the role {name} of {path} is used, not hearth.homelab's role of that name")
         composed = Fleet(fleet)
-        secret_files = {name: self._secret_files(host) for name, host in self.hosts.items()}
-        self.report.merge(conflicts.check(composed, self._facts(secret_files)))
+        files = {name: self._secret_files(host) for name, host in self.hosts.items()}
+        facts = self._facts(files)
+        self.report.merge(conflicts.check(composed, facts))
+        if self._known_error:
+            self.report.error(self._known_error, remedy="mend it, or remove it: playbooks/secrets.yml writes it again")
         broken = {(host.name, service) for host in self.hosts.values() for service in host.failed}
         broken |= {(host.name, "") for host in self.hosts.values() if host.broken}
         provides = {
@@ -199,8 +207,8 @@ class _Composer:
             for draft in host.drafts.values()
             if draft.name in host.failed and isinstance(draft.data.get("provides"), dict)
         }
-        files = {name: [str(path) for path in paths] for name, paths in secret_files.items()}
-        return Composition(composed, self.report, broken, provides, files, self.locate)
+        paths = {name: [str(path) for path in found] for name, found in files.items()}
+        return Composition(composed, self.report, broken, provides, paths, dict(facts.secrets), self.locate)
 
     # --- core variables ----------------------------------------------------------------------------------------------
 
@@ -726,7 +734,7 @@ class _Composer:
             scope = self._scope(host, draft)
             view = draft.view
             view.update(host=host.name, user="root", group="root", uid=None, gid=None, storage={}, ports={}, secrets={},
-                        url="", database={}, certificate={})  # fmt: skip
+                        public_keys={}, url="", database={}, certificate={})  # fmt: skip
             for key in FIRST:
                 draft.data.update(self._resolve(host, draft, draft.first, draft.first_override, scope, key))
                 value = draft.data.get(key)
@@ -740,6 +748,10 @@ class _Composer:
                     view["ports"] = {name: _number(entry.get("port")) for name, entry in _mappings(value)}
                 elif key == "secrets":
                     view["secrets"] = {name: HOLE.format(f"{draft.name}/{name}") for name in value}
+                    # Without one (see conflicts.py) there is no plan, but the rest of the fleet is still looked at.
+                    public = self._public_keys.get(host.name, {}).get(draft.name, {})
+                    pairs = [name for name, entry in _mappings(value) if _is_keypair(entry.get("generate"))]
+                    view["public_keys"] = {name: public.get(name, "") for name in pairs}
                 elif key == "route" and host.core.hearth_domain and isinstance(value.get("name"), str):
                     domain = host.core.hearth_domain
                     name = domain if value["name"] == "@" else f"{route_name(value['name'])}.{domain}"
@@ -853,7 +865,9 @@ class _Composer:
                 gid=draft.gid,
                 digest=digest,
             )
-        made = Host(host.name, host.groups, host.core, _addresses(host.core), services)
+        pairs = self._public_keys.get(host.name, {})
+        public = {f"{service}/{key}": text for service, keys in pairs.items() for key, text in keys.items()}
+        made = Host(host.name, host.groups, host.core, _addresses(host.core), services, public)
         return replace(made, services={name: services[name] for name in order(made)})
 
     def _digest(self, host: _HostDraft, draft: _Draft, contribution: Contribution) -> str:
@@ -993,22 +1007,31 @@ class _Composer:
             return [Path(host.core.hearth_secrets)]
         return [Path(directory) / "secrets" for directory in self.source.inventory_dirs]
 
+    def _home(self, host: _HostDraft) -> Path:
+        """The inventory's directory where what is missing for a host is written: the one that defines the host."""
+        directories = self.source.inventory_dirs
+        own = str(host.raw.get("inventory_dir") or "")
+        return Path(own if own in directories else next(iter(directories), ""))
+
     def _secret_files(self, host: _HostDraft) -> list[Path]:
         return sops_keys.files_of(self._secret_dirs(host), host.groups, host.name)
 
-    def _facts(self, secret_files: t.Mapping[str, list[Path]]) -> conflicts.Facts:
+    def _facts(self, files: t.Mapping[str, list[Path]]) -> conflicts.Facts:
         secrets: dict[str, conflicts.SecretNames] = {}
         for name, host in self.hosts.items():
             entries: dict[str, sops_keys.Entry] = {}
             unreadable = []
-            for path in secret_files[name]:
+            for path in files[name]:
                 keys = sops_keys.read(path)
                 if keys.error:
                     unreadable.append((str(path), keys.error_line, keys.error))
                 entries.update(keys.entries)
             variables = self._secret_variables(host)
-            place = str(sops_keys.where_to_put(self._secret_dirs(host), name))
-            secrets[name] = conflicts.SecretNames(entries, variables, tuple(unreadable), place)
+            home = self._home(host)
+            place = Path(host.core.hearth_secrets or home / "secrets") / f"{name}.sops.yml"
+            secrets[name] = conflicts.SecretNames(
+                entries, variables, tuple(unreadable), str(place), str(home / known.FILE)
+            )
         return conflicts.Facts(
             locate=self.locate,
             disabled={name: host.disabled for name, host in self.hosts.items()},
@@ -1098,6 +1121,10 @@ def _addresses(core: CoreVariables) -> dict[str, tuple[str, ...]]:
 
 def _mappings(value: dict[str, t.Any]) -> list[tuple[str, dict[str, t.Any]]]:
     return [(name, entry) for name, entry in value.items() if isinstance(entry, dict)]
+
+
+def _is_keypair(generate: t.Any) -> bool:
+    return isinstance(generate, dict) and "keypair" in generate
 
 
 def _number(value: t.Any) -> t.Any:

@@ -27,8 +27,10 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import (
     Contract,
     Contribution,
     External,
+    GenerateKeypair,
     Listen,
     Model,
+    SecretSpec,
     System,
     Version,
 )
@@ -63,6 +65,7 @@ class SecretNames:
     variables: frozenset[str] = frozenset()
     unreadable: tuple[tuple[str, int, str], ...] = ()  # file, line, what is wrong with it
     file: str = "secrets/HOST.sops.yml"  # where a missing one belongs
+    known: str = ""  # where public halves of key pairs are
 
 
 @dataclass(frozen=True)
@@ -677,21 +680,27 @@ def _secrets(check: _Check) -> None:
                 )  # fmt: skip
         broken = {file for file, _line, _message in names.unreadable}
         for service in host.services.values():
-            for key in service.contribution.secrets:
-                _secret(check, host, service.name, key, names, broken)
+            for key, spec in service.contribution.secrets.items():
+                if _secret(check, host, service.name, key, spec, names, broken):
+                    _public_half(check, host, service, key, spec, names)
 
 
-def _secret(check: _Check, host: Host, service: str, key: str, names: SecretNames, broken: set[str]) -> None:
+def _secret(
+    check: _Check, host: Host, service: str, key: str, spec: SecretSpec, names: SecretNames, broken: set[str]
+) -> bool:
+    """Whether there is a value; an error when not."""
     name = f"{service}/{key}"
     entry = names.entries.get(name)
     if name in names.variables or (entry is not None and entry.state == "encrypted"):
-        return
+        return True
     file = short_path(entry.file if entry else names.file)
     remedy = f"sops {file} and set {key} below {service}"
+    if spec.generate and not (entry and entry.state == "plain"):
+        remedy = f"make it with playbooks/secrets.yml (make secrets), or {remedy}"
     path = ("secrets", key)
     if entry is None:
         if broken:
-            return  # it may be in the file that cannot be read
+            return False  # it may be in the file that cannot be read
         near = [known.partition("/")[2] for known in names.entries if known.startswith(f"{service}/")]
         hint = nearest(key, near)
         check.error(
@@ -706,22 +715,38 @@ def _secret(check: _Check, host: Host, service: str, key: str, names: SecretName
             f"the secret {key} {what} in {file}", host=host.name, service=service, path=".".join(path),
             file=entry.file, line=entry.line, remedy=remedy,
         )  # fmt: skip
+    return False
+
+
+def _public_half(check: _Check, host: Host, service: Service, key: str, spec: SecretSpec, names: SecretNames) -> None:
+    """The public half of a key pair is plain data that plans are made of."""
+    if not isinstance(spec.generate, GenerateKeypair) or service.secret(key) in host.public_keys:
+        return
+    check.error(
+        host.name, service.name, ("secrets", key),
+        f"the public half of the key pair {key} is not known: {short_path(names.known) or 'known.yml'} does not have it",
+        "run playbooks/secrets.yml (make secrets), which writes it, and commit the file",
+    )  # fmt: skip
+
+
+def people(fleet: Fleet) -> dict[str, set[str]]:
+    """Host with a proxy -> the people of access groups who log in there with basic_auth: their hashes are its secrets."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for host, service in fleet.services():
+        route = service.contribution.route
+        if route and route.access and route.access in host.variables.hearth_access:
+            for client, _provider in fleet.providers("route"):
+                if client.name == host.name or not host.provider("route"):
+                    groups[client.name].update(host.variables.hearth_access[route.access])
+    return groups
 
 
 def _people_secrets(check: _Check) -> None:
-    """The people of access groups log in with basic_auth: their hashes are secrets of the hosts with a proxy."""
-    groups: dict[str, set[str]] = defaultdict(set)
-    for host, service in check.fleet.services():
-        route = service.contribution.route
-        if route and route.access and route.access in host.variables.hearth_access:
-            for client, _provider in check.fleet.providers("route"):
-                if client.name == host.name or not host.provider("route"):
-                    groups[client.name].update(host.variables.hearth_access[route.access])
-    for name, people in groups.items():
+    for name, persons in people(check.fleet).items():
         names = check.facts.secrets.get(name)
         if names is None:
             continue
-        for person in sorted(people):
+        for person in sorted(persons):
             entry = names.entries.get(f"{PEOPLE}/{person}")
             if f"{PEOPLE}/{person}" in names.variables or (entry is not None and entry.state == "encrypted"):
                 continue

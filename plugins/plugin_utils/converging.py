@@ -5,17 +5,14 @@
 
 from __future__ import annotations
 
-import base64
 import typing as t
-import urllib.parse
 
 from ansible.errors import AnsibleActionFail
 from ansible_collections.hearth.homelab.plugins.module_utils import planner
 from ansible_collections.hearth.homelab.plugins.module_utils.manifest import Manifest
+from ansible_collections.hearth.homelab.plugins.module_utils.redact import Redactor
 from ansible_collections.hearth.homelab.plugins.plugin_utils.errors import nearest
 from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import HostPlan
-
-REDACTED = "********"
 
 
 def scope(
@@ -115,27 +112,13 @@ def applied(host: str, result: dict[str, t.Any], outcome: t.Mapping[str, t.Any])
     return result
 
 
-def redact(value: t.Any, secrets: t.Sequence[str]) -> t.Any:
-    """Replaces every secret (and its base64 and URL-encoded forms) in whatever comes back."""
-    forms: set[str] = set()
-    for secret in secrets:
-        if len(secret) < 4:
-            continue  # too short to be told from ordinary text; the host never prints it either
-        forms.update((secret, base64.b64encode(secret.encode()).decode(), urllib.parse.quote(secret, safe="")))
-    return _replace(value, sorted(forms, key=len, reverse=True))
+def redact(value: t.Any, secrets: t.Iterable[str]) -> t.Any:
+    """Replaces every secret, in every form in which it may appear, in whatever comes back: data or text.
 
-
-def _replace(value: t.Any, forms: list[str]) -> t.Any:
-    if isinstance(value, str):
-        for form in forms:
-            if form in value:
-                value = value.replace(form, REDACTED)
-        return value
-    if isinstance(value, dict):
-        return {key: _replace(entry, forms) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_replace(entry, forms) for entry in value]
-    return value
+    The host did so already with what it knows; this is for what never reached it. Values of fewer than four characters
+    cannot be told from ordinary text.
+    """
+    return Redactor(secret for secret in secrets if len(secret) >= 4).data(value)
 
 
 def _problems(host: str, problems: t.Sequence[t.Mapping[str, t.Any]], head: str = "nothing was changed") -> str:

@@ -74,6 +74,8 @@ class Host:
     variables: CoreVariables
     addresses: dict[str, tuple[str, ...]]  # zone -> addresses, "lan" first
     services: dict[str, Service] = field(default_factory=dict)
+    #: Public halves of its services' key pairs, from known.yml: ``SERVICE/KEY`` -> text.
+    public_keys: dict[str, str] = field(default_factory=dict)
 
     @property
     def release(self) -> str:

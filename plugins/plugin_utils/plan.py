@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import typing as t
 from dataclasses import dataclass, field
 
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
-
-_HOLE = re.compile(r"@@hearth:([a-z0-9_]+/[A-Za-z0-9_.-]+)@@")
 
 
 class DuplicateItemError(ValueError):
@@ -71,8 +68,8 @@ class PlanBuilder:
         data = content.encode()
         digest = m.digest(data)
         self._contents[digest] = content
-        holes = tuple(sorted(set(_HOLE.findall(content))))
-        return self.add(m.File(path, service, digest=digest, size=len(data), holes=holes, **attributes))
+        found = m.holes(content)
+        return self.add(m.File(path, service, digest=digest, size=len(data), holes=found, **attributes))
 
     def validator(
         self, name: str, service: str, argv: t.Iterable[str], paths: t.Iterable[str], user: str = "root"

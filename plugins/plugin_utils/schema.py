@@ -726,6 +726,12 @@ class Contribution(Model):
                 f"mqtt.password names the secret {self.mqtt.password!r} that does not exist",
                 ", ".join(sorted(self.secrets)) or "none: there is no secret",
             )
+        shown = sorted(key for key, spec in self.secrets.items() if spec.deliver and spec.deliver.environment)
+        if shown and self.run.container is None:
+            _fail(
+                f"the secret {shown[0]} in the environment of a native service, where its whole process tree and /proc show it",
+                "deliver: {credential: NAME} or {file: PATH}; environment is for containers",
+            )
         if self.tier != "core" and self.system != System():
             _fail("`system` in a service that is not of tier core", "tier: core")
         if self.run.container and self.user is None and self.run.container.run_as == "user":

@@ -97,8 +97,3 @@ def files_of(directories: t.Iterable[Path], groups: t.Iterable[str], host: str) 
             if path.is_file():
                 found.append(path)
     return found
-
-
-def where_to_put(directories: t.Sequence[Path], host: str) -> Path:
-    """The file that a missing secret of a host belongs to."""
-    return (directories[0] if directories else Path("secrets")) / f"{host}.sops.yml"

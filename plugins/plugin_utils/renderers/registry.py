@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import importlib
+import json
 import typing as t
 
+from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
 from ansible_collections.hearth.homelab.plugins.plugin_utils.errors import Problem, nearest
 from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet, Host, Service
 from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import DuplicateItemError, HostPlan, PlanBuilder
@@ -55,6 +57,9 @@ RENDERERS: dict[tuple[str, str], str] = {
     ("grafana", "grafana"): "grafana",
 }
 
+#: How every hole begins.
+_HOLE = m.HOLE.partition("{")[0]
+
 #: Contracts whose provider may be on another host.
 ELSEWHERE: tuple[str, ...] = ("route", "metrics", "alerts", "dashboard", "grafana")
 
@@ -84,7 +89,52 @@ def render_host(fleet: Fleet, host: Host) -> HostPlan:
     if problems:
         raise HostRenderError(problems)
     plan.notices += _without_provider(fleet, host)
-    return plan.build()
+    made = plan.build()
+    exposed = _exposed(made)
+    if exposed:
+        raise HostRenderError(exposed)
+    return made
+
+
+def _exposed(plan: HostPlan) -> list[Problem]:
+    """Secrets in places that others read: files that are not closed, command lines, addresses, texts for people.
+
+    The host fills holes in files and in requests only; anywhere else the hole itself would be taken for the value.
+    """
+    manifest = plan.manifest
+    problems = []
+
+    def problem(service: str, what: str, remedy: str) -> None:
+        problems.append(Problem(host=manifest.host, service=service, message=what, remedy=remedy))
+
+    for item in manifest.items:
+        if isinstance(item, m.File) and item.holes and not m.holes(item.name):
+            if int(item.mode, 8) & 0o007:
+                problem(
+                    item.service,
+                    f"the file {item.name} has a secret ({', '.join(item.holes)}) and mode {item.mode}: everybody reads it",
+                    'mode: "0400" or "0640" with a group; for what a unit needs: deliver',
+                )
+            continue
+        if _HOLE not in repr(item):
+            continue  # nearly all of them, in a hundredth of the time
+        data = item.to_dict()
+        if isinstance(item, m.Configure):
+            data = {key: value for key, value in data.items() if key not in ("desired", "headers", "holes")}
+        if found := m.holes(json.dumps(data, ensure_ascii=False)):
+            where = f"{item.kind} {item.name}" if not m.holes(item.name) else f"the name of a {item.kind}"
+            problem(item.service, f"the secret {found[0]} is used in {where}", "secrets go into files, or use deliver")
+    for validator in manifest.validators:
+        if found := m.holes(repr(validator)):
+            problem(validator.service, f"the secret {found[0]} is used in a validator", "no secret in a command line")
+    for name, state in manifest.services.items():
+        if found := m.holes(repr(state)):
+            problem(
+                name,
+                f"the secret {found[0]} is used in a health check or the summary",
+                "health needs no login: see health",
+            )
+    return problems
 
 
 def _providers(host: Host, problems: list[Problem]) -> list[Renderer]:

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Secrets: what the host's store shall hold, and files that are nothing but a secret.
 
-Values are never here: a file has a hole where the host puts the value. Credentials and the environment of native
-services are rendered with their units (systemd.py), podman secrets with the container (quadlet.py).
+Values are never here: a file has a hole where the host puts the value. Credentials of native services
+are rendered with their units (systemd.py), podman secrets with the container (quadlet.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import co
 def render(_fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
     for service in host.services.values():
         for key, secret in sorted(service.contribution.secrets.items()):
-            plan.add(m.Secret(service.secret(key), service.name))
+            plan.add(m.Secret(service.secret(key), service.name, data=secret.kind == "data"))
             if secret.deliver and secret.deliver.file and not service.container:
                 # No newline after the value: many programs would read it as part of the password.
                 item = plan.file(

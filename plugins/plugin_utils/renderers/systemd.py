@@ -13,7 +13,6 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import Nativ
 
 UNITS = "/etc/systemd/system"
 DROP_IN = f"{UNITS}/{{0}}.d/50-hearth.conf"
-ENVIRONMENT = f"{common.ETC}/environment"
 
 #: The sandbox of native services (systemd.exec(5)): what daemons of Debian 13 live with. A drop-in replaces what the
 #: package's own unit says, so only options are here whose value cannot be weaker than the package's: the strictest
@@ -88,7 +87,6 @@ def hardening(service: Service, native: Native) -> common.Pairs:
 
 def _native(host: Host, service: Service, native: Native, plan: PlanBuilder) -> None:
     name = service.name
-    environment = _environment_file(service, plan)
     credentials = {
         secret.deliver.credential: key
         for key, secret in sorted(service.contribution.secrets.items())
@@ -98,10 +96,8 @@ def _native(host: Host, service: Service, native: Native, plan: PlanBuilder) -> 
         plan.add(m.Unit(unit.name, name, enabled=unit.enabled, running=unit.running, guarded=unit.guarded))
         if not unit.name.endswith(".service"):
             continue
-        if environment:
-            plan.trigger(unit.name, "restart", environment)
         plan.trigger(unit.name, "restart", *(f"secret:{service.secret(key)}" for key in credentials.values()))
-        text = _drop_in(host, service, native, unit, bool(environment), credentials)
+        text = _drop_in(host, service, native, unit, credentials)
         if text is None:
             continue
         path = DROP_IN.format(unit.name)
@@ -109,11 +105,9 @@ def _native(host: Host, service: Service, native: Native, plan: PlanBuilder) -> 
         plan.trigger(unit.name, "restart", plan.file(name, path, text))
 
 
-def _drop_in(
-    host: Host, service: Service, native: Native, unit: UnitSpec, environment: bool, credentials: dict[str, str]
-) -> str | None:
+def _drop_in(host: Host, service: Service, native: Native, unit: UnitSpec, credentials: dict[str, str]) -> str | None:
     """The drop-in of one unit. ``drop_in: false`` keeps the package's own sandbox and restart policy; dependencies,
-    the storage gate, environment and secrets are not a matter of taste and stay."""
+    the storage gate, environment and credentials are not a matter of taste and stay."""
     contribution = service.contribution
     depends = common.dependencies(host, service)
     if unit.running:
@@ -131,8 +125,6 @@ def _drop_in(
         options += common.resources(contribution.run)
         options += hardening(service, native)
     options += [("Environment", common.assignment(key, value)) for key, value in sorted(native.environment.items())]
-    if environment:
-        options.append(("EnvironmentFile", f"{ENVIRONMENT}/{service.name}.env"))
     options += [
         ("LoadCredential", f"{credential}:{common.SECRETS}/{service.secret(key)}")
         for credential, key in sorted(credentials.items())
@@ -176,23 +168,6 @@ def _recover(service: Service, plan: PlanBuilder) -> None:
     plan.file(service.name, f"{UNITS}/{unit}", text)
     # Listed so that it is stopped and gone with its service; it runs only when it is needed.
     plan.add(m.Unit(unit, service.name, enabled=None, running=None))
-
-
-def _environment_file(service: Service, plan: PlanBuilder) -> str | None:
-    """The environment with secrets of a native service: root's only, systemd reads it before it drops privileges.
-
-    In single quotes everything but a single quote is literal (systemd.exec(5), EnvironmentFile=).
-    """
-    lines = [
-        f"{secret.deliver.environment}='{common.hole(service, key)}'\n"
-        for key, secret in sorted(service.contribution.secrets.items())
-        if secret.deliver and secret.deliver.environment
-    ]
-    if not lines:
-        return None
-    common.directory(plan, service, common.ETC)
-    common.directory(plan, service, ENVIRONMENT, "0700")
-    return plan.file(service.name, f"{ENVIRONMENT}/{service.name}.env", "".join(lines), mode="0400")
 
 
 def _system(service: Service, plan: PlanBuilder) -> None:

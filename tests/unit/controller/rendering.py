@@ -35,7 +35,7 @@ MINIFLUX: dict[str, t.Any] = {
     "route": {"name": "news", "to": "http", "access": "home"},
     "database": {"postgresql": {"name": "miniflux"}},
     "secrets": {
-        "admin_password": {"kind": "access", "deliver": {"environment": "ADMIN_PASSWORD"}},
+        "admin_password": {"kind": "access", "deliver": {"credential": "admin"}},
         "token": {"kind": "access", "deliver": {"credential": "token"}},
         "key": {"kind": "data", "deliver": {"file": "/etc/miniflux/key"}},
         "unused": {"kind": "access"},

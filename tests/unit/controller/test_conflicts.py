@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import typing as t
 
 import pytest
@@ -399,6 +400,24 @@ def test_secrets(secrets: SecretNames, expected: tuple[str, ...]) -> None:
     assert len(problems) == bool(expected)
     for part in expected:
         assert part in listing(problems)
+
+
+def test_a_missing_secret_that_can_be_generated_names_the_step() -> None:
+    made = fleet({"a": native(secrets={"api_key": {"kind": "access", "generate": {"length": 16}}})})
+    problems = found(made, Facts(secrets={"forge": SecretNames({}, file=PATH)}))
+    assert f"make it with playbooks/secrets.yml (make secrets), or sops {PATH} and set" in listing(problems)
+
+
+def test_the_public_half_of_a_key_pair_is_known_or_missing() -> None:
+    made = fleet({"a": native(secrets={"tunnel": {"kind": "access", "generate": {"keypair": "wireguard"}}})})
+    facts = Facts(
+        secrets={"forge": SecretNames(names(a__tunnel="encrypted"), file=PATH, known="inventories/x/known.yml")}
+    )
+    [problem] = found(made, facts)
+    for part in ("host forge", "service a", "secrets.tunnel", "inventories/x/known.yml", "playbooks/secrets.yml"):
+        assert part in listing([problem])
+    forge = dataclasses.replace(made.hosts["forge"], public_keys={"a/tunnel": "x"})
+    assert found(Fleet({"forge": forge}), facts) == []
 
 
 def test_the_people_of_access_groups_need_a_hash() -> None:

@@ -11,6 +11,7 @@ import pytest
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
 from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import HostPlan, PlanBuilder
 from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import common, files, secrets, systemd, timers
+from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import ValidationError
 from ansible_collections.hearth.homelab.tests.unit.controller import rendering as r
 
 DROP_IN = """\
@@ -53,7 +54,7 @@ RestrictSUIDSGID=yes
 SystemCallArchitectures=native
 Environment="GREETING=say \\"50%%\\" $HOME"
 Environment=LISTEN_ADDR=127.0.0.1:8080
-EnvironmentFile=/etc/hearth/environment/miniflux.env
+LoadCredential=admin:/var/lib/hearth/secrets/miniflux/admin_password
 LoadCredential=token:/var/lib/hearth/secrets/miniflux/token
 LimitNOFILE=4096
 """
@@ -91,9 +92,9 @@ def test_the_drop_in_of_a_native_service() -> None:
         "miniflux.service",
         "miniflux",
         restart_on=(
-            "file:/etc/hearth/environment/miniflux.env",
             "file:/etc/miniflux/key",
             "file:/etc/systemd/system/miniflux.service.d/50-hearth.conf",
+            "secret:miniflux/admin_password",
             "secret:miniflux/token",
         ),
     )
@@ -102,16 +103,11 @@ def test_the_drop_in_of_a_native_service() -> None:
     )
 
 
-def test_secrets_reach_the_environment_through_a_root_only_file_with_holes() -> None:
-    plan = render(("miniflux", r.MINIFLUX))
-    path = "/etc/hearth/environment/miniflux.env"
-    assert r.text(plan, path) == "ADMIN_PASSWORD='@@hearth:miniflux/admin_password@@'\n"
-    item = plan.manifest.by_id()[f"file:{path}"]
-    assert isinstance(item, m.File)
-    assert (item.owner, item.mode, item.holes) == ("root", "0400", ("miniflux/admin_password",))
-    assert plan.manifest.by_id()["directory:/etc/hearth/environment"] == m.Directory(
-        "/etc/hearth/environment", "miniflux", mode="0700"
-    )
+def test_no_secret_reaches_the_environment_of_a_native_service() -> None:
+    """/proc/PID/environ shows it to everything of the same user, and to what it starts."""
+    secret = {"key": {"kind": "access", "deliver": {"environment": "KEY"}}}
+    with pytest.raises(ValidationError, match="the secret key in the environment of a native service"):
+        render(("miniflux", r.merged(r.MINIFLUX, secrets=secret)))
 
 
 def test_what_is_not_on_this_host_is_not_in_its_units() -> None:

@@ -497,6 +497,41 @@ def test_a_new_value_reaches_every_reader():
     ]
 
 
+DATA_KEY = m.Secret("sonarr/key", "sonarr", data=True)
+WITH_DATA = {STORAGE.name: replace(FACTS, mark=replace(MARK, sentinel=True))}
+
+
+@pytest.mark.parametrize(
+    ("what", "item", "items", "facts", "previous", "refused"),
+    [
+        ("data", DATA_KEY, [STORAGE], {"storage": WITH_DATA}, [STORAGE], True),
+        ("an access key", KEY, [STORAGE], {"storage": WITH_DATA}, [STORAGE], False),
+        ("no sentinel yet", DATA_KEY, [STORAGE], {"storage": {STORAGE.name: FACTS}}, [STORAGE], False),
+        ("new storage", DATA_KEY, [STORAGE], {}, None, False),
+        ("a database since it ran", DATA_KEY, [DATABASE], server(databases={}), [], True),
+        ("a database, at its first start", DATA_KEY, [DATABASE], server(databases={}), None, False),
+        ("a repository or devices elsewhere", DATA_KEY, [], {}, [], True),
+        ("elsewhere, at its first start", DATA_KEY, [], {}, None, False),
+    ],
+)
+def test_another_key_over_data_is_refused(what, item, items, facts, previous, refused):
+    services = (SONARR, POSTGRESQL)
+    state = observed(secrets={"sonarr/key": "1"}, **facts)
+    old = None if previous is None else [item, *previous]
+    made = plan(state, [item, *items], previous=old, services=services, secret_digests={"sonarr/key": "2"})
+    assert ("store secret:sonarr/key" in done(made)) != refused
+    problems = [problem for problem in made.problems if problem.item == "secret:sonarr/key"]
+    assert bool(problems) == refused
+    if refused:
+        assert "/var/lib/hearth/secrets/sonarr/key" in problems[0].remedy
+    # The same value, or one that the host's store has lost: nothing to refuse.
+    for stored in ({"sonarr/key": "2"}, {}):
+        state.secrets = stored
+        again = plan(state, [item, *items], previous=old, services=services, secret_digests={"sonarr/key": "2"})
+        assert [problem for problem in again.problems if problem.item == "secret:sonarr/key"] == []
+        assert ("store secret:sonarr/key" in done(again)) == (not stored)
+
+
 def test_a_store_that_cannot_be_read_makes_its_readers_unknown():
     state = observed(files={FILE.name: FILLED}, errors={"secret": "Permission denied"})
     result = plan(state, [KEY, HOLED], secret_digests={"sonarr/key": "1"})
