@@ -376,10 +376,14 @@ class Apply:
             "groups": joined,
         }
         missing = sorted(set(groups) - set(joined))
-        argv = ["usermod", "--shell", item.shell, "--comment", item.comment]
-        if entry.pw_dir != item.home:
-            argv += ["--home", item.home]  # without --move-home: no file is touched
+        # Only what the plan names: the rest of a system user is its package's. Without --move-home no file is touched.
+        argv = ["usermod"]
+        for key in ("home", "shell", "comment"):
+            if key in (action.after or {}):
+                argv += [f"--{key}", getattr(item, key)]
         argv += ["--append", "--groups", ",".join(missing)] if missing else []
+        if len(argv) == 1:
+            return  # the group that is missing comes with a package
         step = self.journal.begin(action.id, action.operation, action.service, data)
         self._must(action, [*argv, item.name])
         self.journal.done(step)
@@ -488,6 +492,13 @@ class Apply:
     def _store_secrets(self, plan: Plan) -> bool:
         """Store what was sent, remove what is no longer declared; whether anything was."""
         todo = [action for action in plan.actions if action.kind == "secret"]
+        for action in [action for action in todo if action.operation == "attributes"]:
+            step = self.journal.begin(action.id, action.operation, action.service)
+            path = self.layout.secret(action.name)
+            os.chown(path, os.geteuid(), os.getegid())
+            os.chmod(path, 0o400)
+            self.journal.done(step)
+            todo.remove(action)
         for action in todo:
             path = self.layout.secret(action.name)
             before = self.journal.keep(path.read_bytes()) if path.exists() else None
