@@ -486,9 +486,9 @@ class _Observer:
             if not separator:
                 if self.system.lstat(path) is not None:
                     return EffectState(True)
-                if path.startswith(MODULES) and not self._loadable(path.removeprefix(MODULES)):
-                    return EffectState(None, "this kernel has no such module, or has it built in")
-                return EffectState(False, "missing")
+                if not path.startswith(MODULES):
+                    return EffectState(False, "missing")
+                return self._module(path.removeprefix(MODULES))
             found = self.system.text(path)
         except OSError as error:
             return EffectState(None, f"{path} cannot be read: {error.strerror}")
@@ -496,12 +496,16 @@ class _Observer:
             return EffectState(None, "this kernel does not have it")
         return EffectState(found.split() == text.split(), f"is {' '.join(found.split())}")
 
-    def _loadable(self, module: str) -> bool:
-        """Whether a module that is not loaded could be (modules.dep(5)); names have - and _ alike."""
+    def _module(self, name: str) -> EffectState:
+        """A module that /sys/module does not have: not loaded, built in (without parameters), or not of this kernel
+        (modules.dep(5), modules.builtin; names have - and _ alike)."""
         release = (self.system.text("/proc/sys/kernel/osrelease") or "").strip()
-        known = self.system.text(f"/lib/modules/{release}/modules.dep") or ""
-        pattern = module.replace("_", "[-_]")
-        return re.search(rf"(?m)^(?:\S*/)?{pattern}\.ko(?:\.\w+)?:", known) is not None
+        pattern = re.compile(rf"(?m)^(?:\S*/)?{name.replace('_', '[-_]')}\.ko(?:\.\w+)?(?::|$)")
+        if pattern.search(self.system.text(f"/lib/modules/{release}/modules.builtin") or ""):
+            return EffectState(True)
+        if pattern.search(self.system.text(f"/lib/modules/{release}/modules.dep") or ""):
+            return EffectState(False, "missing")
+        return EffectState(None, "this kernel has no such module")
 
     # -- packages -----------------------------------------------------------------------------------------------
 

@@ -230,7 +230,8 @@ class _Planner:
         start_empty: Collection[str],
     ) -> None:
         self.observed, self.manifest, self.previous, self.scope = observed, manifest, previous, scope
-        self.secret_digests, self.blobs_present, self.start_empty = secret_digests, blobs_present, frozenset(start_empty)
+        self.secret_digests, self.blobs_present = secret_digests, blobs_present
+        self.start_empty = frozenset(start_empty)
         self.merged = merge(manifest, previous, scope)
         self.target = self.merged.by_id()
         self.declared = manifest.by_id()
@@ -254,6 +255,7 @@ class _Planner:
         self.stale = {name for name in self._needed_secrets() if self._is_stale(name)}
         self.blocked: set[str] = set()  # storage items with a problem
         self.initialized: set[str] = set()  # services whose first data is made in this run
+        self.made: dict[str, dict[str, str]] = {"user": {}, "group": {}}  # accounts made in this run: id -> name
 
     def run(self) -> Plan:
         self._host()
@@ -308,6 +310,11 @@ class _Planner:
     def _notice(self, item: m.Item, message: str) -> None:
         self.result.notices.append(Notice(item.service, item.id, message))
 
+    def _attributes(self, state: FileState | storage.StorageFacts) -> dict[str, t.Any]:
+        """Owner, group and mode of what is there; the number of an account that this run makes is its name."""
+        owner, group = self.made["user"].get(state.owner, state.owner), self.made["group"].get(state.group, state.group)
+        return {"owner": owner, "group": group, "mode": state.mode}
+
     def _unknown(self, item: m.Item, message: str) -> None:
         self.result.unknown.append(Notice(item.service, item.id, message))
 
@@ -359,6 +366,7 @@ class _Planner:
             owner = next((name for name, number in self.observed.groups.items() if number == item.gid), None)
             if owner is None:
                 self._act("group", item, "create", "missing", None, {"gid": item.gid})
+                self.made["group"][str(item.gid)] = item.name
             else:
                 self._taken(item, "group", item.gid, owner)
         elif gid != item.gid:
@@ -372,6 +380,7 @@ class _Planner:
             if owner is None:
                 after |= {"home": item.home, "shell": item.shell, "comment": item.comment}
                 self._act("user", item, "create", "missing", None, after)
+                self.made["user"][str(item.uid)] = item.name
             else:
                 self._taken(item, "user", item.uid, owner)
             return
@@ -448,7 +457,7 @@ class _Planner:
             why = "as asked for by name" if named else "no tier is declared that could hold data of it"
             self._notice(item, f"{item.name} starts empty: {why}")
         elif state.state in ("data", "empty_marked"):
-            before = {"owner": facts.owner, "group": facts.group, "mode": facts.mode}
+            before = self._attributes(facts)
             if before != after:
                 # Its own root only: ids and modes of the data below are never changed.
                 self._act("storage", item, "modify", _differing(before, after), before, after)
@@ -595,7 +604,7 @@ class _Planner:
                 "move it away",
             )
         else:
-            before = {"owner": state.owner, "group": state.group, "mode": state.mode}
+            before = self._attributes(state)
             if before != after:
                 self._act(self._directory_phase(item), item, "modify", _differing(before, after), before, after)
 
@@ -661,7 +670,7 @@ class _Planner:
         if expected is None and "secret" in self.observed.errors:
             self._unknown(item, f"{item.name} cannot be compared: {self.observed.errors['secret']}")
             return
-        attributes = {"mode": state.mode, "owner": state.owner, "group": state.group}
+        attributes = self._attributes(state)
         wanted = {"mode": item.mode, "owner": item.owner, "group": item.group}
         if expected == state.digest:
             if attributes != wanted:
@@ -884,7 +893,9 @@ class _Planner:
         """Drop-ins of an administrator (systemctl edit, set-property) change what the plan says of a unit."""
         ours = self.paths | {entry.name for entry in self.removed if isinstance(entry, m.File)}
         found = [
-            path for path in state.drop_ins if path.startswith(_DROP_INS) and path not in ours and not path.endswith("/")
+            path
+            for path in state.drop_ins
+            if path.startswith(_DROP_INS) and path not in ours and not path.endswith("/")
         ]
         # Those for all units, such as service.d/, are not about this one.
         found = [path for path in found if os.path.basename(os.path.dirname(path)) not in ("service.d", "timer.d")]

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
 from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet, Host, Service
 from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import PlanBuilder
@@ -231,7 +233,7 @@ def sysctl_path(key: str) -> str:
 
 
 def _boot_setting(
-    plan: PlanBuilder, service: str, path: str, text: str, unit: str, effects: t.Iterable[str] = ()
+    plan: PlanBuilder, service: str, path: str, text: str, unit: str, effects: Iterable[str] = ()
 ) -> None:
     """A file that a static oneshot of systemd reads at boot, again when it changes, and when somebody undid it."""
     plan.trigger(unit, "restart", plan.file(service, path, text))

@@ -566,6 +566,7 @@ def test_effects(tree):
         "sys/module/loop/refcnt": "0\n",
         "lib/modules/6.12.57/modules.dep": "kernel/net/bridge/br_netfilter.ko.xz: kernel/net/bridge/bridge.ko.xz\n"
         "kernel/drivers/net/nlmon-x.ko:\n",
+        "lib/modules/6.12.57/modules.builtin": "kernel/net/bridge/bridge.ko\n",
     }.items():
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).write_text(content)
@@ -579,7 +580,8 @@ def test_effects(tree):
         "/sys/module/loop": o.EffectState(True),
         "/sys/module/br_netfilter": o.EffectState(False, "missing"),
         "/sys/module/nlmon_x": o.EffectState(False, "missing"),
-        "/sys/module/bridge": o.EffectState(None, "this kernel has no such module, or has it built in"),
+        "/sys/module/bridge": o.EffectState(True),
+        "/sys/module/nosuch": o.EffectState(None, "this kernel has no such module"),
     }
     unit = m.Unit("a.service", "sonarr", effects=tuple(expected))
     run = runner(systemctl=recorded("systemctl_show_one"))

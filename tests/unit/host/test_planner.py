@@ -282,6 +282,19 @@ def test_a_database_that_is_gone_is_made_anew_only_when_a_person_says_so(named):
     assert (down.problems, len(down.unknown)) == ([], 1)
 
 
+def test_the_number_of_an_account_that_is_made_in_this_run_is_its_name():
+    group = m.Group("media", "sonarr", gid=3000)
+    there = o.FileState("file", A, "0644", owner="2041", group="3000")
+    file = replace(FILE, owner="sonarr", group="media")
+    facts = {STORAGE.name: replace(FACTS, owner="2041", group="3000")}
+    result = plan(
+        observed(files={FILE.name: there}, storage=facts),
+        [SYSTEM, group, file, STORAGE],
+        previous=[SYSTEM, group, file, STORAGE],
+    )
+    assert done(result) == ["create group:media", "create user:sonarr"]
+
+
 def test_effects_that_a_host_cannot_have_are_said():
     state = observed(units={NETWORK.name: ONESHOT}, effects={NETWORK.effects[0]: o.EffectState(None, "no such module")})
     [notice] = plan(state, [NETWORK], previous=[NETWORK]).notices
