@@ -1080,13 +1080,13 @@ class Apply:
         old = [item for item in (self.previous.items if self.previous else ()) if isinstance(item, m.Unit)]
         baseline = self.journal.state.baseline
         stopped = self._newer_data(closure)
+        # One that did not run as a whole before cannot be expected to be healthy again.
+        units = {name: [u.name for u in old if u.service == name and u.running] for name in closure}
         return {
-            name: ()
-            if name in stopped
-            else tuple(
-                u.name for u in old if u.service == name and u.running and baseline.get(u.name, {}).get("active")
-            )
-            for name in closure
+            name: tuple(names)
+            if name not in stopped and all(baseline.get(unit, {}).get("active") for unit in names)
+            else ()
+            for name, names in units.items()
         }
 
     def _start_dependents(self, closure: t.Collection[str]) -> None:
@@ -1320,8 +1320,9 @@ class _Host:
         return self.apply._hold(service, reason)
 
     def last_lines(self, units: t.Sequence[str]) -> str:
+        waits = health.waits_for(self.context.call, units)
         options = [option for unit in units for option in ("--unit", unit)]
         since = f"@{int(self.apply.journal.state.started or time.time())}"
         argv = ["journalctl", "--no-pager", "-q", "-o", "cat", "-n", "12", "--since", since, *options]
         done = self.context.runner.run(argv, check=False)
-        return self.context.redactor.text(done.stdout.strip()[-3000:])
+        return self.context.redactor.text("\n".join([*waits, done.stdout.strip()[-3000:]]).strip())
