@@ -22,7 +22,7 @@ from .conftest import Exact, reasons, unknown
 class Break:
     """A thing done by hand, and the actions (``OPERATION ID``) that it makes. ``unknown`` are ids that cannot be
     compared before, and why that is right is said beside the row. ``said`` is a part of what is said about it: the reason
-    of its first action, or a notice where there is none. ``after`` takes away what a run leaves alone."""
+    of its first action, or a notice where there is none. ``after`` shows, or takes away, what a run leaves alone."""
 
     kind: str
     what: str
@@ -59,7 +59,11 @@ QUIET = [
         ("create group:media", "modify user:drift", "modify user:sonarr"),
     ),
     Break("user", "shell, home, comment and groups of a person", "usermod -s /bin/sh -d /tmp/c -c x -G '' carla", ("modify user:carla",)),
-    Break("user", "a login shell for a system user", "usermod -s /bin/bash miniflux", ("modify user:miniflux",)),
+    Break(
+        "user", "a login shell for a system user; its comment is its package's",
+        "usermod -s /bin/bash -c theirs miniflux", ("modify user:miniflux",),
+        after="getent passwd miniflux | grep -q :theirs:",
+    ),
     Break("storage", "mode", "chmod 0777 /var/lib/drift", ("modify storage:/var/lib/drift",)),
     Break("storage", "owner and group", "chown root:root /var/lib/sonarr", ("modify storage:/var/lib/sonarr",)),
     Break("secret", "readable by others", "chmod 0444 /var/lib/hearth/secrets/drift/token", ("attributes secret:drift/token",)),
