@@ -20,7 +20,7 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "storage": ("create", "modify"),
     "package": ("install",),
     "initialize": ("run",),
-    "secret": ("store", "remove"),
+    "secret": ("store", "attributes", "remove"),
     "directory": ("create", "modify", "remove"),
     "symlink": ("create", "modify", "remove", "restore"),
     "file": ("create", "modify", "attributes", "remove", "restore"),
@@ -33,6 +33,12 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "postgresql_database": ("create", "modify"),
     "configure": ("create", "modify", "remove"),
 }
+
+
+#: Changes of owner and mode, as kind and operation: they restart nothing, a running program has read its files.
+ATTRIBUTES_ONLY: frozenset[tuple[str, str]] = frozenset(
+    {("file", "attributes"), ("directory", "modify"), ("storage", "modify"), ("secret", "attributes")}
+)
 
 
 @dataclass(frozen=True)

@@ -376,10 +376,14 @@ class Apply:
             "groups": joined,
         }
         missing = sorted(set(groups) - set(joined))
-        argv = ["usermod", "--shell", item.shell, "--comment", item.comment]
-        if entry.pw_dir != item.home:
-            argv += ["--home", item.home]  # without --move-home: no file is touched
+        # Only what the plan names: the rest of a system user is its package's. Without --move-home no file is touched.
+        argv = ["usermod"]
+        for key in ("home", "shell", "comment"):
+            if key in (action.after or {}):
+                argv += [f"--{key}", getattr(item, key)]
         argv += ["--append", "--groups", ",".join(missing)] if missing else []
+        if len(argv) == 1:
+            return  # the group that is missing comes with a package
         step = self.journal.begin(action.id, action.operation, action.service, data)
         self._must(action, [*argv, item.name])
         self.journal.done(step)
@@ -488,6 +492,13 @@ class Apply:
     def _store_secrets(self, plan: Plan) -> bool:
         """Store what was sent, remove what is no longer declared; whether anything was."""
         todo = [action for action in plan.actions if action.kind == "secret"]
+        for action in [action for action in todo if action.operation == "attributes"]:
+            step = self.journal.begin(action.id, action.operation, action.service)
+            path = self.layout.secret(action.name)
+            os.chown(path, os.geteuid(), os.getegid())
+            os.chmod(path, 0o400)
+            self.journal.done(step)
+            todo.remove(action)
         for action in todo:
             path = self.layout.secret(action.name)
             before = self.journal.keep(path.read_bytes()) if path.exists() else None
@@ -1073,13 +1084,13 @@ class Apply:
         old = [item for item in (self.previous.items if self.previous else ()) if isinstance(item, m.Unit)]
         baseline = self.journal.state.baseline
         stopped = self._newer_data(closure)
+        # One that did not run as a whole before cannot be expected to be healthy again.
+        units = {name: [u.name for u in old if u.service == name and u.running] for name in closure}
         return {
-            name: ()
-            if name in stopped
-            else tuple(
-                u.name for u in old if u.service == name and u.running and baseline.get(u.name, {}).get("active")
-            )
-            for name in closure
+            name: tuple(names)
+            if name not in stopped and all(baseline.get(unit, {}).get("active") for unit in names)
+            else ()
+            for name, names in units.items()
         }
 
     def _start_dependents(self, closure: t.Collection[str]) -> None:
@@ -1313,8 +1324,9 @@ class _Host:
         return self.apply._hold(service, reason)
 
     def last_lines(self, units: t.Sequence[str]) -> str:
+        waits = health.waits_for(self.context.call, units)
         options = [option for unit in units for option in ("--unit", unit)]
         since = f"@{int(self.apply.journal.state.started or time.time())}"
         argv = ["journalctl", "--no-pager", "-q", "-o", "cat", "-n", "12", "--since", since, *options]
         done = self.context.runner.run(argv, check=False)
-        return self.context.redactor.text(done.stdout.strip()[-3000:])
+        return self.context.redactor.text("\n".join([*waits, done.stdout.strip()[-3000:]]).strip())

@@ -78,6 +78,30 @@ def show_units(call: Call, names: t.Iterable[str]) -> dict[str, UnitStatus]:
     return parse_units(wanted, output)
 
 
+def waits_for(call: Call, units: t.Sequence[str]) -> list[str]:
+    """What units that are not up yet wait for, one sentence each: jobs of systemd that are under way and that they come
+    After=, such as a mount whose server does not answer."""
+    if not units:
+        return []
+    _, jobs, _ = call(["systemctl", "list-jobs", "--no-legend", "--plain"], 30)
+    _, after, _ = call(["systemctl", "show", "--property=Id,After", "--", *units], 30)
+    return parse_waits(jobs, after)
+
+
+def parse_waits(jobs: str, after: str) -> list[str]:
+    """From ``systemctl list-jobs`` (number, unit, type, state) and ``systemctl show --property=Id,After``."""
+    rows = [line.split() for line in jobs.splitlines()]
+    states = {row[1]: row[3] for row in rows if len(row) == 4}
+    found = []
+    for block in after.split("\n\n"):
+        values = dict(line.partition("=")[::2] for line in block.strip().splitlines())
+        if states.get(values.get("Id", "")) == "waiting":
+            others = sorted(unit for unit in values.get("After", "").split() if states.get(unit) == "running")
+            if others:
+                found.append(f"{values['Id']} waits for {', '.join(others)}, which does not come up")
+    return found
+
+
 def parse_units(wanted: t.Sequence[str], output: str) -> dict[str, UnitStatus]:
     """The states in the output of ``systemctl show``, by the names asked for."""
     result = {name: UnitStatus(name) for name in wanted}

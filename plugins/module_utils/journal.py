@@ -21,6 +21,7 @@ import typing as t
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ansible_collections.hearth.homelab.plugins.module_utils.actions import ATTRIBUTES_ONLY
 from ansible_collections.hearth.homelab.plugins.module_utils.layout import fsync_directory, write_atomic
 
 #: The phases of a run in order. Up to ``guarded`` an interrupted run is undone, from ``services`` on it is finished.
@@ -111,8 +112,15 @@ class State:
 
     @property
     def changed(self) -> set[str]:
-        """Ids of the items that this run began to change and that were not undone."""
-        return {step.id for step in self.steps if not step.undone and not step.cleanup}
+        """Ids of the items that this run began to change and that were not undone; owner and mode alone count as no
+        change, as in the plan."""
+        return {
+            step.id
+            for step in self.steps
+            if not step.undone
+            and not step.cleanup
+            and (step.id.partition(":")[0], step.operation) not in ATTRIBUTES_ONLY
+        }
 
     def to_undo(self, services: t.Collection[str] | None = None) -> list[Step]:
         """Steps to undo, the latest first; of some services, or of all."""

@@ -259,7 +259,9 @@ class Unit(Item):
     running), False (stopped) or None (left alone, such as a oneshot that timers start).
     ``restart_on`` and ``reload_on`` are ids of items: when one of them changes, exactly this unit is
     restarted (or reloaded; a restart wins). ``guarded``: a change may cut the controller off, so it is
-    undone unless the controller confirms over a new connection.
+    undone unless the controller confirms over a new connection. ``effects`` are what a oneshot that stays active has
+    made, ``PATH`` (it exists) or ``PATH=TEXT`` (its content, white space aside): systemd still says "active" when
+    somebody takes them away by hand, so they are compared themselves, and the unit is restarted to make them again.
     """
 
     kind: t.ClassVar[str] = "unit"
@@ -268,6 +270,7 @@ class Unit(Item):
     restart_on: tuple[str, ...] = ()
     reload_on: tuple[str, ...] = ()
     guarded: bool = False
+    effects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

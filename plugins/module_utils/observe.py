@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 
 from ansible_collections.hearth.homelab.plugins.module_utils import configure, scram
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
-from ansible_collections.hearth.homelab.plugins.module_utils.postgresql import identifier, literal
+from ansible_collections.hearth.homelab.plugins.module_utils.postgresql import RIGHTS, identifier, literal
 from ansible_collections.hearth.homelab.plugins.module_utils.protocol import secret_digest
 from ansible_collections.hearth.homelab.plugins.module_utils.runner import (
     CommandError,
@@ -53,9 +53,12 @@ LISTS_AGE = 3600.0
 #: At most this many files are counted for a user or group that has another id than planned.
 FIND_LIMIT = 1000
 
+#: Where the kernel shows its modules (sysfs).
+MODULES = "/sys/module/"
+
 UNIT_PROPERTIES = (
     "Id", "Names", "LoadState", "ActiveState", "SubState", "UnitFileState", "NRestarts", "NeedDaemonReload",
-    "FragmentPath", "CanReload", "Result",
+    "FragmentPath", "CanReload", "Result", "DropInPaths",
 )  # fmt: skip
 
 #: Reads a stored secret (``SERVICE/KEY``), None when it is not stored.
@@ -141,6 +144,15 @@ class UnitState:
     fragment: str = ""
     can_reload: bool = False
     result: str = ""
+    drop_ins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EffectState:
+    """What a unit's effect is: as declared or not, None where this host cannot have it; ``found`` says what is there."""
+
+    ok: bool | None
+    found: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,10 +168,12 @@ class FirewallState:
 
 @dataclass(frozen=True)
 class RoleState:
-    """A PostgreSQL role. ``password_matches`` is None where no password is asked for or none is stored."""
+    """A PostgreSQL role. ``password_matches`` is None where no password is asked for or none is stored. ``rights``
+    are attributes that a role of Hearth's never has (postgresql.RIGHTS)."""
 
     login: bool
     password_matches: bool | None = None
+    rights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -208,6 +222,7 @@ class Observed:
     apt: AptState | None = None  # None: nothing is missing
     storage: dict[str, StorageFacts] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict)  # keyed digest of each stored secret
+    open_secrets: dict[str, str] = field(default_factory=dict)  # whose files others than root may read or change: why
     files: dict[str, FileState] = field(default_factory=dict)  # files, directories, links and markers by path
     originals: frozenset[str] = frozenset()  # paths that generation 0 keeps
     filled: dict[str, str] = field(default_factory=dict)  # template's digest -> digest with this host's secrets
@@ -216,6 +231,7 @@ class Observed:
     images: frozenset[str] = frozenset()  # those of the manifest that are there
     podman_secrets: dict[str, bool] = field(default_factory=dict)  # present -> holds the stored value
     units: dict[str, UnitState] = field(default_factory=dict)
+    effects: dict[str, EffectState] = field(default_factory=dict)  # by entry of Unit.effects
     postgresql: dict[str, PostgresqlState] = field(default_factory=dict)  # by provider
     configured: dict[str, configure.ObjectState] = field(default_factory=dict)  # objects of APIs by item name
     listeners: list[Listener] | None = None  # None: not asked for
@@ -290,6 +306,7 @@ class _Observer:
         self._guard("release", self._identity)
         self._guard("storage", self._storage)
         self._guard("file", self._files)
+        self._guard("effect", self._effects)
         for thread in threads:
             thread.finish()
         return self.observed
@@ -376,6 +393,17 @@ class _Observer:
             self.values[name] = value
             if value is not None:
                 self.observed.secrets[name] = secret_digest(self.nonce, value)
+                self._secret_file(name)
+
+    def _secret_file(self, name: str) -> None:
+        status = self.system.lstat(f"{self.state_dir}/secrets/{name}")
+        if status is None:
+            return  # a reader that keeps them elsewhere (tests)
+        mode = stat.S_IMODE(status.st_mode)
+        if mode != 0o400:
+            self.observed.open_secrets[name] = f"mode is {mode:04o}"
+        elif status.st_uid != os.geteuid():
+            self.observed.open_secrets[name] = f"owner is {self.user_names.get(status.st_uid, str(status.st_uid))}"
 
     # -- storage and files --------------------------------------------------------------------------------------
 
@@ -445,6 +473,39 @@ class _Observer:
         if blob is None or any(value is None for value in values.values()):
             return None
         return fill_holes(blob, {name: value for name, value in values.items() if value is not None})
+
+    def _effects(self) -> None:
+        """What oneshot units have made: files of the kernel and of podman, read directly."""
+        for item in self.wanted.get("unit", []):
+            for entry in item.effects if isinstance(item, m.Unit) else ():
+                self.observed.effects[entry] = self._effect(entry)
+
+    def _effect(self, entry: str) -> EffectState:
+        path, separator, text = entry.partition("=")
+        try:
+            if not separator:
+                if self.system.lstat(path) is not None:
+                    return EffectState(True)
+                if not path.startswith(MODULES):
+                    return EffectState(False, "missing")
+                return self._module(path.removeprefix(MODULES))
+            found = self.system.text(path)
+        except OSError as error:
+            return EffectState(None, f"{path} cannot be read: {error.strerror}")
+        if found is None:
+            return EffectState(None, "this kernel does not have it")
+        return EffectState(found.split() == text.split(), f"is {' '.join(found.split())}")
+
+    def _module(self, name: str) -> EffectState:
+        """A module that /sys/module does not have: not loaded, built in (without parameters), or not of this kernel
+        (modules.dep(5), modules.builtin; names have - and _ alike)."""
+        release = (self.system.text("/proc/sys/kernel/osrelease") or "").strip()
+        pattern = re.compile(rf"(?m)^(?:\S*/)?{name.replace('_', '[-_]')}\.ko(?:\.\w+)?(?::|$)")
+        if pattern.search(self.system.text(f"/lib/modules/{release}/modules.builtin") or ""):
+            return EffectState(True)
+        if pattern.search(self.system.text(f"/lib/modules/{release}/modules.dep") or ""):
+            return EffectState(False, "missing")
+        return EffectState(None, "this kernel has no such module")
 
     # -- packages -----------------------------------------------------------------------------------------------
 
@@ -792,6 +853,7 @@ def parse_units(names: Sequence[str], text: str) -> dict[str, UnitState]:
             fragment=fields.get("FragmentPath", ""),
             can_reload=fields.get("CanReload") == "yes",
             result=fields.get("Result", ""),
+            drop_ins=tuple(fields.get("DropInPaths", "").split()),
         )
     return units
 
@@ -928,6 +990,7 @@ def postgresql_script(roles: Collection[str], databases: Mapping[str, m.Postgres
     if roles:
         names = ", ".join(literal(name) for name in sorted(roles))
         columns = "'role', rolname, 'login', rolcanlogin, 'verifier', rolpassword"
+        columns += "".join(f", '{right}', {column}" for right, column in sorted(RIGHTS.items()))
         lines.append(f"SELECT json_build_object({columns}) FROM pg_authid WHERE rolname IN ({names});")  # noqa: S608
     if databases:
         names = ", ".join(literal(name) for name in sorted(databases))
@@ -961,7 +1024,8 @@ def parse_postgresql(text: str, passwords: Mapping[str, str | None]) -> Postgres
         if "role" in data:
             password = passwords.get(data["role"])
             same = None if password is None else scram.matches(password, data["verifier"] or "")
-            roles[data["role"]] = RoleState(data["login"], same)
+            rights = tuple(right for right in sorted(RIGHTS) if data.get(right))
+            roles[data["role"]] = RoleState(data["login"], same, rights)
         elif "database" in data:
             databases[data["database"]] = DatabaseState(data["owner"], data["encoding"])
         elif "extension" in data:

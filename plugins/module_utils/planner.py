@@ -19,7 +19,13 @@ from dataclasses import replace
 
 from ansible_collections.hearth.homelab.plugins.module_utils import configure, storage
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
-from ansible_collections.hearth.homelab.plugins.module_utils.actions import Action, Notice, Plan, Problem
+from ansible_collections.hearth.homelab.plugins.module_utils.actions import (
+    ATTRIBUTES_ONLY,
+    Action,
+    Notice,
+    Plan,
+    Problem,
+)
 from ansible_collections.hearth.homelab.plugins.module_utils.observe import (
     FileState,
     Listener,
@@ -47,11 +53,19 @@ UNIT_DIRECTORIES: tuple[str, ...] = (
 #: UnitFileState values (systemctl(1), is-enabled) of units that cannot be enabled or need not be.
 _NOT_ENABLEABLE = frozenset({"static", "generated", "transient", "alias", "indirect"})
 
+#: UnitFileState values of units that somebody forbade (systemctl(1), mask).
+_MASKED = frozenset({"masked", "masked-runtime"})
+
+#: Where administrators put drop-ins, and systemctl set-property does.
+_DROP_INS = (
+    "/etc/systemd/system/", "/etc/systemd/system.control/", "/run/systemd/system/", "/run/systemd/system.control/",
+)  # fmt: skip
+
 #: The query that answers for a kind, where it is not of the same name (``Observed.errors``).
 _QUERIES = {"hostname": "release", "group": "user", "directory": "file", "symlink": "file"}
 
-#: Changes of owner and mode restart nothing: a running program has read its files.
-_ATTRIBUTES_ONLY = frozenset({("file", "attributes"), ("directory", "modify"), ("storage", "modify")})
+#: Shells that let nobody in, whichever of them a package or the plan chose.
+_NO_LOGIN = frozenset({"/usr/sbin/nologin", "/sbin/nologin", "/bin/false", "/usr/bin/false"})
 
 #: Order of application (design section 5). ``services`` are units and databases, service by service.
 _PHASES: tuple[str, ...] = (
@@ -216,7 +230,8 @@ class _Planner:
         start_empty: Collection[str],
     ) -> None:
         self.observed, self.manifest, self.previous, self.scope = observed, manifest, previous, scope
-        self.secret_digests, self.blobs_present, self.start_empty = secret_digests, blobs_present, start_empty
+        self.secret_digests, self.blobs_present = secret_digests, blobs_present
+        self.start_empty = frozenset(start_empty)
         self.merged = merge(manifest, previous, scope)
         self.target = self.merged.by_id()
         self.declared = manifest.by_id()
@@ -240,6 +255,7 @@ class _Planner:
         self.stale = {name for name in self._needed_secrets() if self._is_stale(name)}
         self.blocked: set[str] = set()  # storage items with a problem
         self.initialized: set[str] = set()  # services whose first data is made in this run
+        self.made: dict[str, dict[str, str]] = {"user": {}, "group": {}}  # accounts made in this run: id -> name
 
     def run(self) -> Plan:
         self._host()
@@ -294,6 +310,11 @@ class _Planner:
     def _notice(self, item: m.Item, message: str) -> None:
         self.result.notices.append(Notice(item.service, item.id, message))
 
+    def _attributes(self, state: FileState | storage.StorageFacts) -> dict[str, t.Any]:
+        """Owner, group and mode of what is there; the number of an account that this run makes is its name."""
+        owner, group = self.made["user"].get(state.owner, state.owner), self.made["group"].get(state.group, state.group)
+        return {"owner": owner, "group": group, "mode": state.mode}
+
     def _unknown(self, item: m.Item, message: str) -> None:
         self.result.unknown.append(Notice(item.service, item.id, message))
 
@@ -312,7 +333,7 @@ class _Planner:
     def _changed(self) -> tuple[set[str], set[str]]:
         """Ids of what this run changes so far: what stays, and what is removed."""
         actions = [action for phase in self.phases.values() for action in phase]
-        changed = {action.id for action in actions if (action.kind, action.operation) not in _ATTRIBUTES_ONLY}
+        changed = {action.id for action in actions if (action.kind, action.operation) not in ATTRIBUTES_ONLY}
         removed = {id_ for id_ in changed if id_ not in self.target}
         return changed - removed, removed
 
@@ -345,6 +366,7 @@ class _Planner:
             owner = next((name for name, number in self.observed.groups.items() if number == item.gid), None)
             if owner is None:
                 self._act("group", item, "create", "missing", None, {"gid": item.gid})
+                self.made["group"][str(item.gid)] = item.name
             else:
                 self._taken(item, "group", item.gid, owner)
         elif gid != item.gid:
@@ -358,6 +380,7 @@ class _Planner:
             if owner is None:
                 after |= {"home": item.home, "shell": item.shell, "comment": item.comment}
                 self._act("user", item, "create", "missing", None, after)
+                self.made["user"][str(item.uid)] = item.name
             else:
                 self._taken(item, "user", item.uid, owner)
             return
@@ -376,11 +399,19 @@ class _Planner:
         missing = sorted(set(item.groups) - state.groups - {state.group})
         if missing:
             before["groups"], after["groups"] = sorted(state.groups), sorted(state.groups | set(missing))
-        if not item.system:
-            # A system user may be its package's: home and shell are the maintainer script's business then.
-            for field in ("home", "shell", "comment"):
-                if getattr(state, field) != getattr(item, field):
-                    before[field], after[field] = getattr(state, field), getattr(item, field)
+        # The comment of a system user is its package's, which sets it.
+        fields = ("shell",) if item.system else ("home", "shell", "comment")
+        for field in fields:
+            found = getattr(state, field)
+            if found != getattr(item, field) and not (item.system and found in _NO_LOGIN):
+                before[field], after[field] = found, getattr(item, field)
+        if item.system and item.home != "/nonexistent" and state.home != item.home:
+            # usermod(8) refuses while the user has a process, and its service nearly always has one.
+            self._notice(
+                item,
+                f"the home of {item.name} is {state.home}, the plan has {item.home}; it is left so: to change it, stop "
+                f"what runs as {item.name}, then usermod --home {item.home} {item.name}",
+            )
         if after:
             reason = f"not in {', '.join(missing)}" if missing else f"{' and '.join(after)} differ"
             self._act("user", item, "modify", reason, before, after)
@@ -426,7 +457,7 @@ class _Planner:
             why = "as asked for by name" if named else "no tier is declared that could hold data of it"
             self._notice(item, f"{item.name} starts empty: {why}")
         elif state.state in ("data", "empty_marked"):
-            before = {"owner": facts.owner, "group": facts.group, "mode": facts.mode}
+            before = self._attributes(facts)
             if before != after:
                 # Its own root only: ids and modes of the data below are never changed.
                 self._act("storage", item, "modify", _differing(before, after), before, after)
@@ -503,6 +534,8 @@ class _Planner:
                 self._act("early secret" if name in early else "secret", item, "store", reason)
             elif "secret" in self.observed.errors:
                 self._unknown(item, self.observed.errors["secret"])
+            elif name in self.observed.open_secrets:
+                self._act("secret", item, "attributes", self.observed.open_secrets[name])
 
     def _holds_data(self, service: str) -> bool:
         """Whether a service has data already: in storage with a sentinel, or, in a database or elsewhere, since it ran."""
@@ -594,7 +627,7 @@ class _Planner:
                 "move it away",
             )
         else:
-            before = {"owner": state.owner, "group": state.group, "mode": state.mode}
+            before = self._attributes(state)
             if before != after:
                 self._act(self._directory_phase(item), item, "modify", _differing(before, after), before, after)
 
@@ -660,7 +693,7 @@ class _Planner:
         if expected is None and "secret" in self.observed.errors:
             self._unknown(item, f"{item.name} cannot be compared: {self.observed.errors['secret']}")
             return
-        attributes = {"mode": state.mode, "owner": state.owner, "group": state.group}
+        attributes = self._attributes(state)
         wanted = {"mode": item.mode, "owner": item.owner, "group": item.group}
         if expected == state.digest:
             if attributes != wanted:
@@ -860,13 +893,15 @@ class _Planner:
         if "@." in item.name:
             self._problem(item, f"{item.name} is a template", "declare an instance of it")
             return
-        if state.load == "masked" and state.file_state == "masked" and (item.running or item.enabled):
+        if state.load == "masked" and state.file_state in _MASKED and (item.running or item.enabled):
+            runtime = " --runtime" if state.file_state == "masked-runtime" else ""
             self._problem(
                 item,
                 f"{item.name} is masked on this host, so it cannot be started",
-                f"systemctl unmask {item.name}, or do not declare it",
+                f"systemctl unmask{runtime} {item.name}, or do not declare it",
             )
             return
+        self._foreign_drop_ins(item, state)
         before = {"active": state.active, "enabled": state.file_state}
         self._enable(item, state, before)
         if item.running is False:
@@ -876,6 +911,31 @@ class _Planner:
             self._act("services", item, "start", _why_not(state), before, {"active": "active"})
         else:
             self._consumer(item)
+
+    def _foreign_drop_ins(self, item: m.Unit, state: UnitState) -> None:
+        """Drop-ins of an administrator (systemctl edit, set-property) change what the plan says of a unit."""
+        ours = self.paths | {entry.name for entry in self.removed if isinstance(entry, m.File)}
+        found = [
+            path
+            for path in state.drop_ins
+            if path.startswith(_DROP_INS) and path not in ours and not path.endswith("/")
+        ]
+        # Those for all units, such as service.d/, are not about this one.
+        found = [path for path in found if os.path.basename(os.path.dirname(path)) not in ("service.d", "timer.d")]
+        if found:
+            self._notice(item, f"{item.name} has drop-ins that are not Hearth's and stay: {', '.join(found)}")
+
+    def _lost_effects(self, item: m.Unit) -> list[str]:
+        """What an active oneshot had made and is not there any more."""
+        lost = []
+        for entry in item.effects:
+            state = self.observed.effects.get(entry)
+            path = entry.partition("=")[0]
+            if state is not None and state.ok is None:
+                self._notice(item, f"{item.name} is asked for {path} on this host in vain: {state.found}")
+            elif state is not None and not state.ok:
+                lost.append(f"{path} {state.found}")
+        return lost
 
     def _enable(self, item: m.Unit, state: UnitState, before: dict[str, t.Any]) -> None:
         found = state.file_state
@@ -919,6 +979,8 @@ class _Planner:
             self._act("services", item, "reload", f"{_causes(reload)} changed", before)
         elif reload:
             self._act("services", item, "restart", f"{_causes(reload)} changed (it cannot reload)", before)
+        elif self._in_scope(item) and (lost := self._lost_effects(item)):
+            self._act("services", item, "restart", "; ".join(lost), before)
 
     # -- PostgreSQL ---------------------------------------------------------------------------------------------
 
@@ -952,6 +1014,9 @@ class _Planner:
         elif role.login != item.login:
             reason = "may not log in" if item.login else "may log in"
             self._act("services", item, "modify", reason, {"login": role.login}, after)
+        elif role.rights:
+            before = {"login": role.login, "rights": list(role.rights)}
+            self._act("services", item, "modify", f"has {', '.join(role.rights)}", before, {**after, "rights": []})
         elif item.secret and (item.secret in self.stale or not role.password_matches):
             self._act("services", item, "modify", "password differs", {"login": role.login}, after)
 
@@ -959,6 +1024,13 @@ class _Planner:
         database = state.databases.get(item.name)
         after: dict[str, t.Any] = {"owner": item.owner, "encoding": item.encoding}
         after["extensions"] = sorted(item.extensions)
+        if database is None and self._database_lost(item):
+            self._problem(
+                item,
+                f"the database {item.name} of {item.service} was there at the last run and is gone",
+                f"restore it, or make it anew and empty with -e start_empty={item.service}",
+            )
+            return
         if database is None:
             self._act("services", item, "create", "missing", None, after)
             return
@@ -976,6 +1048,13 @@ class _Planner:
                 "owner": database.owner, "encoding": database.encoding, "extensions": sorted(database.extensions),
             }  # fmt: skip
             self._act("services", item, "modify", reason, before, after)
+
+    def _database_lost(self, item: m.PostgresqlDatabase) -> bool:
+        """Whether a generation had the database: it is data, and an empty one would hide that it was lost."""
+        if item.provider in self.initialized or self.start_empty & {item.service, item.provider}:
+            return False
+        before = self.old.get(item.id)
+        return isinstance(before, m.PostgresqlDatabase) and before.provider == item.provider
 
     # -- objects of applications --------------------------------------------------------------------------------
 

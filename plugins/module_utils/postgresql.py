@@ -43,6 +43,16 @@ def port(manifest: Manifest, previous: Manifest | None, todo: t.Iterable[Action]
     return ""
 
 
+#: Attributes of a role (CREATE ROLE) that no role of Hearth's has, and their columns in pg_authid.
+RIGHTS: dict[str, str] = {
+    "SUPERUSER": "rolsuper",
+    "CREATEDB": "rolcreatedb",
+    "CREATEROLE": "rolcreaterole",
+    "REPLICATION": "rolreplication",
+    "BYPASSRLS": "rolbypassrls",
+}
+
+
 def identifier(name: str) -> str:
     """A quoted identifier; ValueError for what PostgreSQL cannot name."""
     if not name or "\0" in name or len(name.encode()) > 63:
@@ -76,6 +86,8 @@ class RoleState:
 def role_sql(item: PostgresqlRole, password: str | None, exists: bool) -> str:
     """Statements that make a role what its item says. The role is made in one statement: never without its password."""
     options = "LOGIN" if item.login else "NOLOGIN"
+    if exists:
+        options = " ".join((options, *(f"NO{right}" for right in sorted(RIGHTS))))
     if password is not None:
         options += f" PASSWORD {literal(scram.verifier(password))}"
     return f"{'ALTER' if exists else 'CREATE'} ROLE {identifier(item.name)} {options};"

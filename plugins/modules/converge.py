@@ -38,7 +38,7 @@ options:
   start_empty:
     description:
       - Services whose storage may start empty although it should hold data, or although a tier that could hold data of
-        it was not asked. Said by name, for one run.
+        it was not asked; and whose database is made anew although the last run had it. Said by name, for one run.
     type: list
     elements: str
   confirm_timeout:

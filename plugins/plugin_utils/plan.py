@@ -52,6 +52,7 @@ class PlanBuilder:
     _contents: dict[str, str] = field(default_factory=dict)
     _validators: dict[str, m.Validator] = field(default_factory=dict)
     _triggers: dict[str, dict[str, set[str]]] = field(default_factory=dict)
+    _effects: dict[str, set[str]] = field(default_factory=dict)
 
     def add(self, item: m.Item) -> str:
         """Adds an item and returns its id. The same item twice is one; a differing one is a DuplicateItemError."""
@@ -80,6 +81,10 @@ class PlanBuilder:
         """The unit is restarted (reloaded) when one of the items changes; an id ending in / is a prefix."""
         self._triggers.setdefault(unit, {"restart": set(), "reload": set()})[how].update(items)
 
+    def effects(self, unit: str, entries: t.Iterable[str]) -> None:
+        """What an active oneshot has made (Unit.effects), for several services together."""
+        self._effects.setdefault(unit, set()).update(entries)
+
     def has(self, item: str) -> bool:
         return item in self._items
 
@@ -93,6 +98,8 @@ class PlanBuilder:
                     restart_on=tuple(sorted(triggers["restart"] | set(item.restart_on))),
                     reload_on=tuple(sorted(triggers["reload"] | set(item.reload_on))),
                 )
+            if isinstance(item, m.Unit) and item.name in self._effects:
+                item = dataclasses.replace(item, effects=tuple(sorted(self._effects[item.name])))
             items.append(item)
         manifest = m.Manifest(
             host=self.host,

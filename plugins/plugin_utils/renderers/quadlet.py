@@ -188,7 +188,9 @@ def _network(host: Host, engine: Service, name: str, plan: PlanBuilder) -> None:
         },
     )
     unit = f"{name}-network.service"
+    # podman keeps a network in a file (netavark), which says that it is there when systemd only knows that it was made.
     plan.add(m.Unit(unit, engine.name, enabled=None, running=True))
+    plan.effects(unit, (f"/etc/containers/networks/hearth-{name}.json",))
     plan.trigger(unit, "restart", plan.file(engine.name, f"{DIRECTORY}/{name}.network", text))
 
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
 from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet, Host, Service
 from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import PlanBuilder
@@ -176,10 +178,14 @@ def _system(service: Service, plan: PlanBuilder) -> None:
     name = service.name
     if system.sysctl:
         text = "".join(f"{key} = {value}\n" for key, value in sorted(system.sysctl.items()))
-        _boot_setting(plan, name, f"/etc/sysctl.d/60-hearth-{name}.conf", text, "systemd-sysctl.service")
+        effects = [f"{sysctl_path(key)}={value}" for key, value in system.sysctl.items() if "*" not in key]
+        _boot_setting(plan, name, f"/etc/sysctl.d/60-hearth-{name}.conf", text, "systemd-sysctl.service", effects)
     if system.modules:
         text = "".join(f"{module}\n" for module in sorted(set(system.modules)))
-        _boot_setting(plan, name, f"/etc/modules-load.d/hearth-{name}.conf", text, "systemd-modules-load.service")
+        effects = [f"/sys/module/{module.replace('-', '_')}" for module in system.modules]
+        _boot_setting(
+            plan, name, f"/etc/modules-load.d/hearth-{name}.conf", text, "systemd-modules-load.service", effects
+        )
     if system.hostname:
         plan.add(m.Hostname(system.hostname, name))
     if system.timezone:
@@ -194,8 +200,18 @@ def _system(service: Service, plan: PlanBuilder) -> None:
         plan.add(m.Symlink("/etc/default/locale", name, target="../locale.conf"))
 
 
-def _boot_setting(plan: PlanBuilder, service: str, path: str, text: str, unit: str) -> None:
-    """A file that a static oneshot of systemd reads at boot, and again when it changes."""
+def sysctl_path(key: str) -> str:
+    """The file of a kernel parameter. In names separated by dots a slash stands for a dot (sysctl.d(5))."""
+    key = key.removeprefix("-")
+    first = next((letter for letter in key if letter in "./"), "/")
+    return "/proc/sys/" + (key if first == "/" else key.translate(str.maketrans("./", "/.")))
+
+
+def _boot_setting(
+    plan: PlanBuilder, service: str, path: str, text: str, unit: str, effects: Iterable[str] = ()
+) -> None:
+    """A file that a static oneshot of systemd reads at boot, again when it changes, and when somebody undid it."""
     plan.trigger(unit, "restart", plan.file(service, path, text))
     # running=None: in a container its conditions fail and it is never active, which is right there.
     plan.add(m.Unit(unit, service, enabled=None, running=None))
+    plan.effects(unit, effects)

@@ -204,7 +204,10 @@ def test_settings_of_the_system() -> None:
         enabled=None,
         running=None,
         restart_on=("file:/etc/sysctl.d/60-hearth-base.conf",),
+        effects=("/proc/sys/net/ipv4/tcp_mtu_probing=1", "/proc/sys/vm/swappiness=10"),
     )
+    modules = r.unit(plan, "systemd-modules-load.service")
+    assert modules.effects == ("/sys/module/br_netfilter", "/sys/module/wireguard")
     assert "locale:C.UTF-8" not in r.ids(render(("base", r.merged(base, system={"locale": "C.UTF-8"}))))
 
 
@@ -274,3 +277,25 @@ def test_a_template_that_is_missing_or_wrong_is_named(tmp_path: t.Any) -> None:
     inline = r.merged(r.MINIFLUX, files=[{"path": "/etc/app.conf", "template": "x.j2"}])
     with pytest.raises(common.RenderError, match="an inline service has no templates/"):
         r.plan_of(files.render, r.fleet(r.host("forge", {"miniflux": inline})))
+
+
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [
+        ("net.ipv4.ip_forward", "net/ipv4/ip_forward"),
+        ("net/ipv4/conf/enp3s0.200/forwarding", "net/ipv4/conf/enp3s0.200/forwarding"),
+        ("net.ipv4.conf.enp3s0/200.forwarding", "net/ipv4/conf/enp3s0.200/forwarding"),
+        ("-kernel.printk", "kernel/printk"),
+    ],
+)
+def test_the_file_of_a_kernel_parameter(key: str, path: str) -> None:
+    assert systemd.sysctl_path(key) == f"/proc/sys/{path}"
+
+
+def test_two_services_may_set_kernel_parameters() -> None:
+    one, two = (
+        {"summary": "Kernel", "tier": "core", "run": {"native": {}}, "system": {"sysctl": {key: "1"}}}
+        for key in ("net.ipv4.ip_forward", "vm.overcommit_memory")
+    )
+    unit = r.unit(render(("one", one), ("two", two)), "systemd-sysctl.service")
+    assert unit.effects == ("/proc/sys/net/ipv4/ip_forward=1", "/proc/sys/vm/overcommit_memory=1")

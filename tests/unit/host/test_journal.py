@@ -35,6 +35,15 @@ def test_steps_are_undone_in_reverse_and_by_service(tmp_path: Path) -> None:
     assert journal.state.changed == {"file:/a", "file:/b", "user:x"}
 
 
+def test_owner_and_mode_alone_are_no_change_that_restarts_anything(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path)
+    for id_, operation in (("file:/a", "attributes"), ("directory:/b", "modify"), ("secret:x/y", "attributes")):
+        journal.begin(id_, operation, "one")
+    assert journal.state.changed == set()
+    journal.begin("file:/a", "modify", "one")
+    assert journal.state.changed == {"file:/a"}
+
+
 def test_a_journal_read_again_is_the_same(tmp_path: Path) -> None:
     journal = open_journal(tmp_path)
     journal.phase("prepare")

@@ -554,6 +554,55 @@ def test_without_podman_there_is_nothing_of_podman(tree):
     assert (observed.images, observed.podman_secrets, observed.errors) == (frozenset(), {}, {})
 
 
+# -- what oneshots have made, drop-ins, the store ----------------------------------------------------------------
+
+
+def test_effects(tree):
+    for path, content in {
+        "proc/sys/net/ipv4/ip_default_ttl": "65\n",
+        "proc/sys/kernel/printk": "4\t4\t1\t7\n",
+        "proc/sys/kernel/osrelease": "6.12.57\n",
+        "etc/containers/networks/hearth-media.json": "{}",
+        "sys/module/loop/refcnt": "0\n",
+        "lib/modules/6.12.57/modules.dep": "kernel/net/bridge/br_netfilter.ko.xz: kernel/net/bridge/bridge.ko.xz\n"
+        "kernel/drivers/net/nlmon-x.ko:\n",
+        "lib/modules/6.12.57/modules.builtin": "kernel/net/bridge/bridge.ko\n",
+    }.items():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_text(content)
+    expected = {
+        "/proc/sys/net/ipv4/ip_default_ttl=65": o.EffectState(True, "is 65"),
+        "/proc/sys/net/ipv4/ip_default_ttl=64 ": o.EffectState(False, "is 65"),
+        "/proc/sys/kernel/printk=4 4 1 7": o.EffectState(True, "is 4 4 1 7"),
+        "/proc/sys/net/absent=1": o.EffectState(None, "this kernel does not have it"),
+        "/etc/containers/networks/hearth-media.json": o.EffectState(True),
+        "/etc/containers/networks/hearth-other.json": o.EffectState(False, "missing"),
+        "/sys/module/loop": o.EffectState(True),
+        "/sys/module/br_netfilter": o.EffectState(False, "missing"),
+        "/sys/module/nlmon_x": o.EffectState(False, "missing"),
+        "/sys/module/bridge": o.EffectState(True),
+        "/sys/module/nosuch": o.EffectState(None, "this kernel has no such module"),
+    }
+    unit = m.Unit("a.service", "sonarr", effects=tuple(expected))
+    run = runner(systemctl=recorded("systemctl_show_one"))
+    assert look(tree, unit, run=run).effects == expected
+
+
+def test_drop_ins(tree):
+    unit = m.Unit("drift.service", "sonarr")
+    [state] = look(tree, unit, run=runner(systemctl=recorded("systemctl_show_one"))).units.values()
+    assert state.drop_ins == ("/etc/systemd/system/drift.service.d/50-hearth.conf",)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(0o400, {}), (0o444, {"sonarr/key": "mode is 0444"})])
+def test_the_file_of_a_secret_is_roots_alone(tree, mode, expected):
+    path = tree / "var/lib/hearth/secrets/sonarr/key"
+    path.parent.mkdir(parents=True)
+    path.write_text("hello")
+    path.chmod(mode)
+    assert look(tree, m.Secret("sonarr/key", "sonarr")).open_secrets == expected
+
+
 # -- PostgreSQL ------------------------------------------------------------------------------------------------
 
 
@@ -572,7 +621,7 @@ def test_postgresql(tree):
     ).postgresql["postgresql"]
     assert state.roles == {
         "mini": o.RoleState(True, True),
-        "bare": o.RoleState(False, False),
+        "bare": o.RoleState(False, False, ("BYPASSRLS", "CREATEDB")),
         "o'hara": o.RoleState(True, None),
     }
     assert set(state.databases) == {'we"ird X', "mini"}

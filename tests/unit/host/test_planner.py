@@ -80,6 +80,10 @@ ROLE = m.PostgresqlRole("sonarr", "sonarr", secret="sonarr/db")
 DATABASE = m.PostgresqlDatabase("sonarr", "sonarr", owner="sonarr", extensions=("hstore",))
 POSTGRESQL = m.ServiceState("postgresql", "infrastructure", units=("postgresql.service",))
 UNIT = m.Unit("sonarr.service", "sonarr")
+NETWORK = m.Unit(
+    "media-network.service", "sonarr", enabled=None, effects=("/etc/containers/networks/hearth-media.json",)
+)
+ONESHOT = o.UnitState(NETWORK.name, frozenset({NETWORK.name}), "loaded", "active", "exited", "generated")
 
 
 def server(roles=None, databases=None, error="") -> dict:
@@ -96,7 +100,9 @@ KINDS = [
     (SYSTEM, {}, ["create user:sonarr"]),
     (SYSTEM, {"users": {"sonarr": USER}}, []),
     (SYSTEM, {"users": {"sonarr": replace(USER, groups=frozenset())}}, ["modify user:sonarr"]),
-    (SYSTEM, {"users": {"sonarr": replace(USER, home="/var/lib/sonarr", shell="/bin/sh")}}, []),  # its package's
+    (SYSTEM, {"users": {"sonarr": replace(USER, home="/var/lib/sonarr", comment="TV")}}, []),  # its package's
+    (SYSTEM, {"users": {"sonarr": replace(USER, shell="/bin/false")}}, []),  # as good as the plan's
+    (SYSTEM, {"users": {"sonarr": replace(USER, shell="/bin/sh")}}, ["modify user:sonarr"]),
     (SYSTEM, {"users": {"sonarr": replace(USER, groups=frozenset({"media", "video"}))}}, []),  # never taken away
     (PERSON, {"users": {"anna": ANNA}}, []),
     (PERSON, {"users": {"anna": replace(ANNA, shell="/bin/sh")}}, ["modify user:anna"]),
@@ -117,6 +123,11 @@ KINDS = [
     (m.Package("caddy", "sonarr"), {"packages": {"caddy": o.PackageState("unpacked", "2")}}, ["install package:caddy"]),
     (m.Secret("sonarr/key", "sonarr"), {}, ["store secret:sonarr/key"]),
     (m.Secret("sonarr/key", "sonarr"), {"secrets": {"sonarr/key": "1"}}, []),
+    (
+        m.Secret("sonarr/key", "sonarr"),
+        {"secrets": {"sonarr/key": "1"}, "open_secrets": {"sonarr/key": "mode is 0644"}},
+        ["attributes secret:sonarr/key"],
+    ),
     (m.Directory("/etc/sonarr", "sonarr"), {}, ["create directory:/etc/sonarr"]),
     (m.Directory("/etc/sonarr", "sonarr"), {"files": {"/etc/sonarr": DIRECTORY}}, []),
     (
@@ -185,6 +196,21 @@ KINDS = [
         {"units": {UNIT.name: RUNNING}},
         ["disable unit:sonarr.service", "stop unit:sonarr.service"],
     ),
+    (NETWORK, {"units": {NETWORK.name: ONESHOT}, "effects": {NETWORK.effects[0]: o.EffectState(True)}}, []),
+    (
+        NETWORK,
+        {"units": {NETWORK.name: ONESHOT}, "effects": {NETWORK.effects[0]: o.EffectState(False, "missing")}},
+        ["restart unit:media-network.service"],
+    ),
+    (NETWORK, {"units": {NETWORK.name: ONESHOT}, "effects": {NETWORK.effects[0]: o.EffectState(None, "why")}}, []),
+    (  # where it was never active, such as in a container, there is nothing to make again
+        replace(NETWORK, running=None),
+        {
+            "units": {NETWORK.name: replace(ONESHOT, active="inactive")},
+            "effects": {NETWORK.effects[0]: o.EffectState(False, "missing")},
+        },
+        [],
+    ),
     (
         m.Unit("postgresql@17-main.service", "sonarr"),
         {"units": {"postgresql@17-main.service": replace(RUNNING, file_state="enabled-runtime")}},
@@ -203,6 +229,11 @@ KINDS = [
         ["modify postgresql_role:sonarr"],
     ),
     (replace(ROLE, secret=""), server({"sonarr": o.RoleState(True, None)}), []),
+    (
+        replace(ROLE, secret=""),
+        server({"sonarr": o.RoleState(True, None, ("SUPERUSER",))}),
+        ["modify postgresql_role:sonarr"],
+    ),
     (DATABASE, server(), ["create postgresql_database:sonarr"]),
     (DATABASE, server(databases={"sonarr": o.DatabaseState("sonarr", "UTF8", frozenset({"hstore"}))}), []),
     (
@@ -230,7 +261,69 @@ def test_each_kind(item, facts, expected):
     assert result.converged is (not expected)
     # Converged once is converged after the generation is recorded.
     again = plan(observed(**facts), [item], previous=[item], services=services)
-    assert done(again) == expected
+    if done(result) == [f"create {DATABASE.id}"]:
+        assert "gone" in again.problems[0].message  # data that was there once is never made anew and empty
+    else:
+        assert done(again) == expected
+
+
+@pytest.mark.parametrize("named", ["", "sonarr", "postgresql"])
+def test_a_database_that_is_gone_is_made_anew_only_when_a_person_says_so(named):
+    services = (SONARR, POSTGRESQL)
+    result = plan(
+        observed(**server()), [DATABASE], previous=[DATABASE], services=services, start_empty=[named] if named else []
+    )
+    assert done(result) == (["create postgresql_database:sonarr"] if named else [])
+    assert [problem.remedy for problem in result.problems] == (
+        [] if named else ["restore it, or make it anew and empty with -e start_empty=sonarr"]
+    )
+    # What the server was not asked for is unknown, not lost.
+    down = plan(observed(**server(error="down")), [DATABASE], previous=[DATABASE], services=services)
+    assert (down.problems, len(down.unknown)) == ([], 1)
+
+
+def test_the_number_of_an_account_that_is_made_in_this_run_is_its_name():
+    group = m.Group("media", "sonarr", gid=3000)
+    there = o.FileState("file", A, "0644", owner="2041", group="3000")
+    file = replace(FILE, owner="sonarr", group="media")
+    facts = {STORAGE.name: replace(FACTS, owner="2041", group="3000")}
+    result = plan(
+        observed(files={FILE.name: there}, storage=facts),
+        [SYSTEM, group, file, STORAGE],
+        previous=[SYSTEM, group, file, STORAGE],
+    )
+    assert done(result) == ["create group:media", "create user:sonarr"]
+
+
+def test_effects_that_a_host_cannot_have_are_said():
+    state = observed(units={NETWORK.name: ONESHOT}, effects={NETWORK.effects[0]: o.EffectState(None, "no such module")})
+    [notice] = plan(state, [NETWORK], previous=[NETWORK]).notices
+    assert "no such module" in notice.message
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/etc/systemd/system/sonarr.service.d/zz.conf", True),
+        ("/etc/systemd/system.control/sonarr.service.d/50-MemoryMax.conf", True),
+        ("/etc/systemd/system/sonarr.service.d/50-hearth.conf", False),  # the plan's
+        ("/usr/lib/systemd/system/sonarr.service.d/vendor.conf", False),
+        ("/etc/systemd/system/service.d/all.conf", False),
+    ],
+)
+def test_drop_ins_by_hand_are_said(path, said):
+    ours = m.File("/etc/systemd/system/sonarr.service.d/50-hearth.conf", "sonarr", digest=A, size=1)
+    state = observed(units={UNIT.name: replace(RUNNING, drop_ins=(path,))}, files={ours.name: THERE})
+    result = plan(state, [UNIT, ours], previous=[UNIT, ours])
+    assert result.actions == []
+    assert [path in notice.message for notice in result.notices] == ([True] if said else [])
+
+
+def test_the_home_of_a_system_user_is_said():
+    item = replace(SYSTEM, home="/var/lib/sonarr")
+    result = plan(observed(users={"sonarr": USER}), [item])
+    assert result.actions == []
+    assert "the home of sonarr is /nonexistent, the plan has /var/lib/sonarr" in result.notices[0].message
 
 
 def test_the_table_has_every_kind():
@@ -677,6 +770,13 @@ PROBLEMS = [
         {"units": {UNIT.name: replace(STOPPED, load="masked", file_state="masked")}},
         "masked",
         "unmask",
+    ),
+    (
+        "unit masked at run time",
+        [UNIT],
+        {"units": {UNIT.name: replace(RUNNING, load="masked", file_state="masked-runtime")}},
+        "masked",
+        "unmask --runtime",
     ),
     ("template", [m.Unit("a@.service", "sonarr")], {}, "is a template", "instance"),
     (
