@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import json
-import os
 import typing as t
-from pathlib import Path
 
 import pytest
 
@@ -99,14 +97,6 @@ def unknown(outcome: Outcome) -> set[str]:
 
 def reasons(outcome: Outcome) -> dict[str, str]:
     return {f"{a['operation']} {a['id']}": a["reason"] for a in outcome.converge()["actions"]}
-
-
-@pytest.fixture(scope="session")
-def site() -> Site:
-    directory = os.environ.get("HEARTH_TEST_SITE")
-    if not directory:
-        pytest.fail("HEARTH_TEST_SITE names no site: run these tests with `make molecule SCENARIO=exactness`")
-    return Site(Path(directory).resolve(), "exactness")
 
 
 @pytest.fixture(scope="session")
