@@ -34,14 +34,14 @@ os.environ.setdefault("ANSIBLE_CONFIG", str(ROOT / "ansible.cfg"))
 # Ansible takes every file below an inventory directory for a part of the inventory.
 os.environ.setdefault("ANSIBLE_INVENTORY_IGNORE_REGEX", r"^secrets$,^known\.yml$")
 
-from ansible.inventory.manager import InventoryManager  # noqa: E402
-from ansible.parsing.dataloader import DataLoader  # noqa: E402
-from ansible.vars.hostvars import HostVars  # noqa: E402
-from ansible.vars.manager import VariableManager  # noqa: E402
-from ansible_collections.hearth.homelab.plugins.plugin_utils import compose  # noqa: E402
-from ansible_collections.hearth.homelab.plugins.plugin_utils.layers import Source  # noqa: E402
-from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet  # noqa: E402
-from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import (  # noqa: E402
+from ansible.inventory.manager import InventoryManager
+from ansible.parsing.dataloader import DataLoader
+from ansible.vars.hostvars import HostVars
+from ansible.vars.manager import VariableManager
+from ansible_collections.hearth.homelab.plugins.plugin_utils import compose
+from ansible_collections.hearth.homelab.plugins.plugin_utils.layers import Source
+from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet
+from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import (
     GenerateKeypair,
     GenerateLength,
     SecretSpec,
