@@ -33,19 +33,19 @@ os.environ.setdefault("ANSIBLE_CONFIG", str(ROOT / "ansible.cfg"))
 # Ansible takes every file below an inventory directory for a part of the inventory.
 os.environ.setdefault("ANSIBLE_INVENTORY_IGNORE_REGEX", r"^secrets$,^known\.yml$")
 
-from ansible.inventory.manager import InventoryManager  # noqa: E402
-from ansible.parsing.dataloader import DataLoader  # noqa: E402
-from ansible.vars.hostvars import HostVars  # noqa: E402
-from ansible.vars.manager import VariableManager  # noqa: E402
-from ansible_collections.hearth.homelab.plugins.plugin_utils import (  # noqa: E402
+from ansible.inventory.manager import InventoryManager
+from ansible.parsing.dataloader import DataLoader
+from ansible.vars.hostvars import HostVars
+from ansible.vars.manager import VariableManager
+from ansible_collections.hearth.homelab.plugins.plugin_utils import (
     secret_files,
     secret_generation,
     secret_step,
     secret_values,
 )
-from ansible_collections.hearth.homelab.plugins.plugin_utils.layers import Source  # noqa: E402
-from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet  # noqa: E402
-from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import GenerateLength  # noqa: E402
+from ansible_collections.hearth.homelab.plugins.plugin_utils.layers import Source
+from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet
+from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import GenerateLength
 
 #: bcrypt's cost: 2^10 rounds are about 0.1 s, enough for passwords of 20 random characters.
 BCRYPT_ROUNDS = 10

@@ -23,8 +23,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / ".collections"))
 
-from ansible_collections.hearth.homelab.plugins.plugin_utils import schema, templates  # noqa: E402
-from pydantic import TypeAdapter  # noqa: E402
+from ansible_collections.hearth.homelab.plugins.plugin_utils import schema, templates
+from pydantic import TypeAdapter
 
 #: First line of every generated page; also how a page that may be removed is recognised.
 MARK = "<!-- Made by tools/make_docs.py (make docs-pages): change the source, not this page. -->"

@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 # An installed collection has no such link: it is below ansible_collections itself.
 sys.path.insert(0, str(ROOT / ".collections" if (ROOT / ".collections").is_dir() else ROOT.parents[2]))
 
-from ansible_collections.hearth.homelab.plugins.plugin_utils import images, templates  # noqa: E402
-from ansible_collections.hearth.homelab.plugins.plugin_utils.distribution import Registries  # noqa: E402
-from ansible_collections.hearth.homelab.plugins.plugin_utils.pinning import Outcome, pin_role  # noqa: E402
-from ansible_collections.hearth.homelab.plugins.plugin_utils.role_files import RoleError, Roles  # noqa: E402
+from ansible_collections.hearth.homelab.plugins.plugin_utils import images, templates
+from ansible_collections.hearth.homelab.plugins.plugin_utils.distribution import Registries
+from ansible_collections.hearth.homelab.plugins.plugin_utils.pinning import Outcome, pin_role
+from ansible_collections.hearth.homelab.plugins.plugin_utils.role_files import RoleError, Roles
 
 
 def write(path: Path, text: str | None) -> None:

@@ -991,11 +991,11 @@ def postgresql_script(roles: Collection[str], databases: Mapping[str, m.Postgres
         names = ", ".join(literal(name) for name in sorted(roles))
         columns = "'role', rolname, 'login', rolcanlogin, 'verifier', rolpassword"
         columns += "".join(f", '{right}', {column}" for right, column in sorted(RIGHTS.items()))
-        lines.append(f"SELECT json_build_object({columns}) FROM pg_authid WHERE rolname IN ({names});")  # noqa: S608
+        lines.append(f"SELECT json_build_object({columns}) FROM pg_authid WHERE rolname IN ({names});")  # noqa: S608 (quoted)
     if databases:
         names = ", ".join(literal(name) for name in sorted(databases))
         columns = "'database', datname, 'owner', pg_get_userbyid(datdba), 'encoding', pg_encoding_to_char(encoding)"
-        lines.append(f"SELECT json_build_object({columns}) FROM pg_database WHERE datname IN ({names});")  # noqa: S608
+        lines.append(f"SELECT json_build_object({columns}) FROM pg_database WHERE datname IN ({names});")  # noqa: S608 (quoted)
     for name in sorted(databases):
         if databases[name].extensions:
             extensions = ", ".join(literal(extension) for extension in databases[name].extensions)
@@ -1005,7 +1005,7 @@ def postgresql_script(roles: Collection[str], databases: Mapping[str, m.Postgres
                 f"SELECT EXISTS (SELECT {there}) AS there \\gset",
                 "\\if :there",
                 f"\\connect {identifier(name)}",
-                f"SELECT json_build_object({columns}) FROM pg_extension WHERE extname IN ({extensions});",  # noqa: S608
+                f"SELECT json_build_object({columns}) FROM pg_extension WHERE extname IN ({extensions});",  # noqa: S608 (quoted)
                 "\\connect postgres",
                 "\\endif",
             ]

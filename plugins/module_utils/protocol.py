@@ -40,7 +40,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from ansible_collections.hearth.homelab.plugins.module_utils import agent  # noqa: E402
+from ansible_collections.hearth.homelab.plugins.module_utils import agent  # noqa: E402 (the path comes first)
 
 if __name__ == "__main__":
     sys.exit(agent.main(sys.argv[1:]))

@@ -181,9 +181,9 @@ class FakeRunner:
         argv: Sequence[str],
         *,
         input: bytes | None = None,  # noqa: A002 (as subprocess.run has it)
-        timeout: float = TIMEOUT,  # noqa: ARG002
-        env: Mapping[str, str] | None = None,  # noqa: ARG002
-        user: str | None = None,  # noqa: ARG002
+        timeout: float = TIMEOUT,  # noqa: ARG002 (Runner's signature)
+        env: Mapping[str, str] | None = None,  # noqa: ARG002 (Runner's signature)
+        user: str | None = None,  # noqa: ARG002 (Runner's signature)
         check: bool = True,
     ) -> Completed:
         argv = tuple(argv)

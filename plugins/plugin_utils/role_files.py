@@ -108,7 +108,7 @@ def read_yaml(path: Path) -> t.Any:
 def _nodes(path: str, _mtime: int) -> yaml.Node | None:
     try:
         return yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, OSError):  # pragma: no cover - it was read before
+    except (yaml.YAMLError, OSError):  # pragma: no cover (it was read before)
         return None
 
 

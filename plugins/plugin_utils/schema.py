@@ -19,7 +19,7 @@ try:
     from pydantic import BeforeValidator, ConfigDict, Field, model_validator
     from pydantic import ValidationError as ValidationError
     from pydantic_core import PydanticCustomError
-except ImportError as error:  # pragma: no cover - said in words by the action plugins
+except ImportError as error:  # pragma: no cover (said in words by the action plugins)
     raise ImportError(
         "hearth.homelab needs pydantic 2 on the controller: pip install -r requirements.txt of the collection"
     ) from error

@@ -21,9 +21,9 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS / "unit"), str(TESTS / "unit" / "controller")]
 
-import conftest  # noqa: E402, F401 - installs Ansible's finder for this checkout
-import fleets  # noqa: E402
-from ansible_collections.hearth.homelab.plugins.plugin_utils import compose  # noqa: E402
+import conftest  # noqa: F401 (installs Ansible's finder for this checkout)
+import fleets
+from ansible_collections.hearth.homelab.plugins.plugin_utils import compose
 
 
 def main() -> None:

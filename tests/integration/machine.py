@@ -189,8 +189,8 @@ def _clock_source() -> dict[str, str]:
 def differences(before: dict[str, t.Any], after: dict[str, t.Any]) -> list[str]:
     """What one has and the other has not, each as a line; none means that the machine is as it was."""
     found = []
-    for key in before:
-        old, new = before[key], after[key]
+    for key, old in before.items():
+        new = after[key]
         if isinstance(old, dict):
             for name in sorted({*old, *new}):
                 # A kernel module that was loaded for the lab brings settings of its own: they change nothing that was.

@@ -398,7 +398,7 @@ def moments(name: str) -> dict[str, t.Callable[[], bool]]:
         "a bridge": bridge,
         "rules": table,
         "a resolver": lambda: running("resolver"),
-        "a copy of the image": lambda: (directory / "hosts/.three.new/etc").exists(),
+        "a copy of the image": (directory / "hosts/.three.new/etc").exists,
         "a host": lambda: running("host-three"),
         "stand-ins": (directory / "standins").exists,
     }

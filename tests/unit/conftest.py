@@ -20,6 +20,6 @@ if _COLLECTIONS not in sys.path:
 # A run must not depend on the configuration of whoever runs it.
 os.environ["ANSIBLE_CONFIG"] = str(_ROOT / "ansible.cfg")
 
-from ansible.plugins.loader import init_plugin_loader  # noqa: E402
+from ansible.plugins.loader import init_plugin_loader
 
 init_plugin_loader([_COLLECTIONS])

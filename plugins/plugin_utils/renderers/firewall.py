@@ -34,60 +34,60 @@ delete table inet hearth
 
 table inet hearth {{
 {sets}\
-	chain input {{
-		type filter hook input priority filter; policy drop;
+    chain input {{
+        type filter hook input priority filter; policy drop;
 
-		iifname "lo" accept
-		ct state vmap {{ invalid : drop, established : accept, related : accept }}
+        iifname "lo" accept
+        ct state vmap {{ invalid : drop, established : accept, related : accept }}
 
-		# Errors and path MTU (RFC 4890, RFC 1122), ping, group membership.
-		icmp type {{ destination-unreachable, time-exceeded, parameter-problem, echo-request }} accept
-		ip protocol igmp accept
-		icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }} accept
-		icmpv6 type {{ echo-request, echo-reply }} accept
+        # Errors and path MTU (RFC 4890, RFC 1122), ping, group membership.
+        icmp type {{ destination-unreachable, time-exceeded, parameter-problem, echo-request }} accept
+        ip protocol igmp accept
+        icmpv6 type {{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }} accept
+        icmpv6 type {{ echo-request, echo-reply }} accept
 
-		# IPv6 does not work without neighbour discovery (RFC 4861: never forwarded, so the hop limit is still 255),
-		# multicast listener discovery (RFC 2710, RFC 3810) and, where a router asks for it, DHCPv6 (RFC 8415).
-		icmpv6 type {{ nd-router-solicit, nd-router-advert }} ip6 hoplimit 255 accept
-		icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }} ip6 hoplimit 255 accept
-		ip6 saddr fe80::/10 icmpv6 type {{ mld-listener-query, mld-listener-report }} accept
-		ip6 saddr fe80::/10 icmpv6 type {{ mld-listener-done, mld2-listener-report }} accept
-		ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept
+        # IPv6 does not work without neighbour discovery (RFC 4861: never forwarded, so the hop limit is still 255),
+        # multicast listener discovery (RFC 2710, RFC 3810) and, where a router asks for it, DHCPv6 (RFC 8415).
+        icmpv6 type {{ nd-router-solicit, nd-router-advert }} ip6 hoplimit 255 accept
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-redirect }} ip6 hoplimit 255 accept
+        ip6 saddr fe80::/10 icmpv6 type {{ mld-listener-query, mld-listener-report }} accept
+        ip6 saddr fe80::/10 icmpv6 type {{ mld-listener-done, mld2-listener-report }} accept
+        ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept
 {dns}
-		# No rate limit for SSH: sshd has its own for each source (PerSourcePenalties, on by default since OpenSSH 9.8),
-		# and a limit here would hit Ansible's own connections.
-		include "{directory}/input.d/*.nft"
-	}}
+        # No rate limit for SSH: sshd has its own for each source (PerSourcePenalties, on by default since OpenSSH 9.8),
+        # and a limit here would hit Ansible's own connections.
+        include "{directory}/input.d/*.nft"
+    }}
 
-	chain forward {{
-		type filter hook forward priority filter; policy accept;
+    chain forward {{
+        type filter hook forward priority filter; policy accept;
 {forward}\
-	}}
+    }}
 {published}\
 }}
 """
 
 _FORWARD = """\
 
-		# Only what goes to the bridges of our containers; everything else is other programs' business.
-		ct state { established, related } accept
-		oifname $container_bridges ct status dnat goto published
-		# What is not published is reached by other containers only, not by who routes to a container's address.
-		oifname $container_bridges iifname != $container_bridges drop
+        # Only what goes to the bridges of our containers; everything else is other programs' business.
+        ct state { established, related } accept
+        oifname $container_bridges ct status dnat goto published
+        # What is not published is reached by other containers only, not by who routes to a container's address.
+        oifname $container_bridges iifname != $container_bridges drop
 """
 
 _PUBLISHED = """\
 
-	# Published ports, by the port that was asked for. What no fragment decides is accepted: it is not ours.
-	chain published {{
-		include "{directory}/forward.d/*.nft"
-	}}
+    # Published ports, by the port that was asked for. What no fragment decides is accepted: it is not ours.
+    chain published {{
+        include "{directory}/forward.d/*.nft"
+    }}
 """
 
 _DNS = """\
 
-		# The resolver of container networks listens on their bridges.
-		iifname $container_bridges meta l4proto { tcp, udp } th dport 53 accept
+        # The resolver of container networks listens on their bridges.
+        iifname $container_bridges meta l4proto { tcp, udp } th dport 53 accept
 """
 
 # A unit of our own: Debian's nftables.service begins with `flush ruleset`, which removes the tables of netavark, Docker
@@ -172,14 +172,14 @@ def ruleset(host: Host, service: str, zones: t.Mapping[str, ZoneSets]) -> str:
     bridges = quadlet.bridges(host)
     sets = ""
     if bridges:
-        sets += f"\tdefine container_bridges = {{ {_names(bridges)} }}\n\n"
+        sets += f"    define container_bridges = {{ {_names(bridges)} }}\n\n"
     for name, zone in sorted(zones.items()):
         for version in (4, 6):
             networks = zone.of(version)
             if networks:
                 elements = ", ".join(networks)
-                sets += f"\tset {name}_ipv{version} {{\n\t\ttype ipv{version}_addr\n\t\tflags interval\n"
-                sets += f"\t\telements = {{ {elements} }}\n\t}}\n\n"
+                sets += f"    set {name}_ipv{version} {{\n        type ipv{version}_addr\n        flags interval\n"
+                sets += f"        elements = {{ {elements} }}\n    }}\n\n"
     return _RULESET.format(
         head=common.header(service),
         sets=sets,

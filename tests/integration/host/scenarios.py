@@ -20,8 +20,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[3] / ".collections"), str(Path(__file__).resolve().parent)]
 
-from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m  # noqa: E402
-from drive import Host, World  # noqa: E402
+from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
+from drive import Host, World
 
 UNIT = """[Unit]
 Description={name}

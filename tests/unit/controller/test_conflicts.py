@@ -289,7 +289,7 @@ FINE: dict[str, Fleet] = {
         "a": native(user=SHARED), "b": native(user=SHARED),
     }),
     "two instances": fleet({
-        name: rendering.service(name, native(user={"name": "u", "id": 2000}), role="a") for name in ("a", "a_2")  # type: ignore[misc]
+        name: rendering.service(name, native(user={"name": "u", "id": 2000}), role="a") for name in ("a", "a_2")
     }),
     "a requirement on another host": fleet({"a": native(requires=["b"])}, {"b": native()}),
     "a requirement of a contract": fleet({"a": native(requires=["container"]), "podman": PODMAN}),

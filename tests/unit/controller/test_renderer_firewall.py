@@ -146,7 +146,7 @@ def test_a_published_port_without_from_is_closed_to_everybody() -> None:
 def test_only_our_table_and_never_the_ruleset() -> None:
     plan = render(sshd=r.SSHD, sonarr=r.SONARR)
     main = r.text(plan, firewall.MAIN)
-    commands = [line for line in main.splitlines() if line and line[0] not in "#\t}"]
+    commands = [line for line in main.splitlines() if line and line[0] not in "# }"]
     assert commands == ["table inet hearth", "delete table inet hearth", "table inet hearth {"]
     assert "flush" not in main
     assert "elements = { 192.0.2.0/24 }" in main  # 192.0.2.0/25 is in it: intervals must not overlap

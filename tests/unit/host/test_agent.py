@@ -222,7 +222,7 @@ def test_asking_for_space_installs_nothing() -> None:
             return Completed(tuple(argv), 0, output, "")
 
     runner = Recorder()
-    assert packages.space_needed(SimpleNamespace(runner=runner), ["ntfy"]) == 15110 * 1024  # type: ignore[arg-type]
+    assert packages.space_needed(SimpleNamespace(runner=runner), ["ntfy"]) == 15110 * 1024
     assert all("-s" in command for command in runner.commands if command[0] == "apt-get")
 
 
