@@ -18,17 +18,17 @@ sys.path.insert(0, str(ROOT / ".collections"))
 # Before Ansible is imported: it reads its configuration once.
 os.environ["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
 
-from ansible.inventory.manager import InventoryManager  # noqa: E402
-from ansible.parsing.dataloader import DataLoader  # noqa: E402
-from ansible.plugins.loader import init_plugin_loader  # noqa: E402
-from ansible.vars.hostvars import HostVars  # noqa: E402
-from ansible.vars.manager import VariableManager  # noqa: E402
+from ansible.inventory.manager import InventoryManager
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
+from ansible.vars.hostvars import HostVars
+from ansible.vars.manager import VariableManager
 
 init_plugin_loader([str(ROOT / ".collections")])
 
-from ansible_collections.hearth.homelab.plugins.plugin_utils import compose  # noqa: E402
-from ansible_collections.hearth.homelab.plugins.plugin_utils.layers import Source  # noqa: E402
-from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet  # noqa: E402
+from ansible_collections.hearth.homelab.plugins.plugin_utils import compose
+from ansible_collections.hearth.homelab.plugins.plugin_utils.layers import Source
+from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet
 
 
 def read(inventory: Path) -> Fleet:

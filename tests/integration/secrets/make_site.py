@@ -18,8 +18,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tools"))
 
-import lab_secrets  # noqa: E402
-import test_site  # noqa: E402
+import lab_secrets
+import test_site
 
 UNIT = """\
 [Unit]
