@@ -408,7 +408,7 @@ def test_an_up_that_was_killed_is_taken_back() -> None:
     before = machine.snapshot(KILLED)
     directory = Path(status()["directory"]).with_name(KILLED)
     reached = moments(KILLED)
-    for name in ("a record", "rules", "a copy of the image", "a host", "stand-ins"):
+    for name in ("a record", "rules", "a copy of the image", "stand-ins"):
         command = [sys.executable, str(PROGRAM), "up", f"--name={KILLED}", "three"]
         assert kill_when(subprocess.Popen(command, stdout=subprocess.DEVNULL), reached[name]), name
         assert machine.differences(before, machine.snapshot(KILLED)) or directory.exists(), name

@@ -534,8 +534,18 @@ table inet {spec.table} {{
         running = "is running" if self.running(f"host-{host.name}") else "has ended"
         raise LabError(
             f"{host.name} does not answer on SSH ({host.address}: {problem}); its nspawn {running}. "
-            f"The end of its console ({self.console(host.name)}):\n{tail(self.console(host.name))}"
+            f"The end of its console ({self.console(host.name)}):\n{tail(self.console(host.name))}\n"
+            f"The end of its journal:\n{self.journal_end(host.name)}"
         )
+
+    def journal_end(self, name: str) -> str:
+        """What a host that cannot be asked wrote last, read from its disk."""
+        command = "journalctl"
+        if find_tool(command) is None:
+            return f"({command} is not installed here)"
+        folder = self.host_directory(name) / "var/log/journal"
+        argv = [command, f"--directory={folder}", "--lines=30", "--output=short-monotonic", "--no-pager", "--quiet"]
+        return run(argv, check=False).stdout.strip() or "(empty)"
 
     def ensure_standins(self, spec: Spec) -> None:
         """Push what the registry does not have; remember each reference and digest."""
