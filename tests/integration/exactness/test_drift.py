@@ -249,7 +249,6 @@ def test_every_kind_of_item_is_broken_and_is_on_this_host(exact: Exact) -> None:
 
 @pytest.mark.parametrize("breaks", [QUIET, LOUD, GONE], ids=["quiet", "loud", "gone"])
 def test_what_is_broken_by_hand_is_named_and_mended(site: Site, exact: Exact, breaks: list[Break]) -> None:
-    exact.settled()
     exact.sh("set -e\n" + "\n".join(row.command for row in breaks))
     expected = {action for row in breaks for action in row.actions}
     unsure = {item for row in breaks for item in row.unknown}
@@ -268,7 +267,6 @@ def test_what_is_broken_by_hand_is_named_and_mended(site: Site, exact: Exact, br
 
 
 def test_what_could_hide_a_loss_is_refused(site: Site, exact: Exact) -> None:
-    exact.settled()
     done: list[Refusal] = []
     try:
         for row in REFUSED:
@@ -285,6 +283,18 @@ def test_what_could_hide_a_loss_is_refused(site: Site, exact: Exact) -> None:
         for row in REFUSED:
             assert row.message in found[row.item], found[row.item]
         assert "nothing was changed" in outcome.message
+    exact.settled()
+
+
+def test_a_database_that_is_gone_is_made_anew_when_a_person_says_so(site: Site, exact: Exact) -> None:
+    exact.sh(f"{PSQL} 'ALTER DATABASE drift RENAME TO kept'")
+    try:
+        expected = {"create postgresql_database:drift"}
+        assert exact.check(variables={"start_empty": "drift"}).actions() == expected
+        assert site.play(variables={"start_empty": "drift"}).actions() == expected
+        exact.settled()
+    finally:
+        exact.sh(f"{PSQL} 'DROP DATABASE IF EXISTS drift'; {PSQL} 'ALTER DATABASE kept RENAME TO drift'")
     exact.settled()
 
 

@@ -178,14 +178,14 @@ def test_only_and_tiers_name_what_they_make(site: Site, exact: Exact) -> None:
         **SYSTEM,
         "drift_greeting": "good night",
         "miniflux_port": 18086,
-        "base_extra_packages": ["tree", "less"],
+        "base_extra_packages": ["tree", "bc"],
     }
     named = changes(site, exact, pending, {"modify file:/etc/drift/drift.conf"}, variables={"only": "drift"})
     assert named == {"modify file:/etc/drift/drift.conf", "restart unit:drift.service"}
-    named = changes(site, exact, pending, {"install package:less"}, playbook="playbooks/core.yml")
-    assert named == {"install package:less"}
+    named = changes(site, exact, pending, {"install package:bc"}, playbook="playbooks/core.yml")
+    assert named == {"install package:bc"}
     named = changes(site, exact, pending, {"restart unit:miniflux.service"})
-    assert "install package:less" not in named
+    assert "install package:bc" not in named
 
 
 def test_services_are_removed_and_disabled_and_all_is_as_it_was(site: Site, exact: Exact) -> None:

@@ -42,7 +42,6 @@ def test_an_api_that_never_answers_is_unknown_after_a_second(site: Site, exact: 
 
 
 def test_a_mount_that_never_comes_holds_back_who_needs_it_alone(site: Site, exact: Exact) -> None:
-    exact.settled()
     try:
         exact.sh("cat > /usr/sbin/mount.hearthtest; chmod 755 /usr/sbin/mount.hearthtest", stdin=HELPER)
         exact.sh("cat > /etc/systemd/system/srv-media.mount; systemctl daemon-reload", stdin=MOUNT)
