@@ -16,8 +16,8 @@ import pytest
 from ansible.inventory.manager import InventoryManager
 from ansible.parsing.dataloader import DataLoader
 from ansible.vars.manager import VariableManager
+from ansible_collections.hearth.homelab.plugins.plugin_utils import compose, secret_step
 from ansible_collections.hearth.homelab.plugins.plugin_utils import secret_generation as g
-from ansible_collections.hearth.homelab.plugins.plugin_utils import secret_step
 from ansible_collections.hearth.homelab.plugins.plugin_utils.layers import Source
 from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import (
     GenerateKeypair,
@@ -292,3 +292,24 @@ def test_of_several_inventories_the_one_that_defines_the_host_is_written_to(tmp_
     step = secret_step.Step(Source(inventory, manager, loader), ["forge"])
     assert [make.file for make in step.run({}, check=True).made] == [str(made.inventory / "secrets" / "forge.sops.yml")]
     assert step.composition.secrets["forge"].known == str(made.inventory / "known.yml")
+
+
+def test_public_halves_are_data_that_templates_use(tmp_path: Path) -> None:
+    made = repository(tmp_path)
+    file = {"path": "/etc/app/peer", "content": "peer {{ service.public_keys.tunnel }}"}
+    secrets = {"tunnel": {"kind": "access", "generate": {"keypair": "wireguard"}}, "other": {"kind": "access"}}
+    made.role("app", native(secrets=secrets, files=[file]))
+    made.vars("host_vars/forge.yml", {"hearth_services": {"app": {}}})
+    made.secrets("forge", {"app": {"tunnel": "x", "other": "x"}})
+    [problem] = compose.compose(made.source()).report.problems
+    assert "the public half of the key pair tunnel is not known" in problem.message
+    made.vars("known.yml", {"public_keys": {"forge": {"app": {"tunnel": "PUBLIC="}}}})
+    found = compose.compose(made.source())
+    assert found.report.problems == []
+    forge = found.fleet.hosts["forge"]
+    assert forge.services["app"].contribution.files[0].content == "peer PUBLIC="
+    assert forge.public_keys == {"app/tunnel": "PUBLIC="}
+    made.vars("known.yml", "public_keys: [no, mapping]\n")
+    assert any(
+        "known.yml is not what Hearth writes" in each.message for each in compose.compose(made.source()).report.problems
+    )
