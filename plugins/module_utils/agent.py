@@ -30,6 +30,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -50,6 +51,9 @@ POLL = 15.0
 
 #: Files larger than this (bytes) are not shown in diffs.
 DIFF_LIMIT = 100_000
+
+#: In a run's directory: a controller has its result.
+SEEN = "seen"
 
 Answer = dict[str, t.Any]
 
@@ -81,6 +85,7 @@ def compare(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
                 f"run {unfinished[0]} was interrupted: what is compared here may be half of it", "converge to settle it"
             ),
         )
+    plan.notices += _missed(layout, bool(request.get("check")))
     merged = planner.merge(manifest, previous, None if scope is None else frozenset(scope))
     # Nothing to do, but something to record: a check, an address or a unit's order changed.
     record = (
@@ -112,6 +117,26 @@ def _scope(request: t.Mapping[str, t.Any], previous: m.Manifest | None) -> list[
     tiers = request.get("tiers") or ()
     left = [name for name, service in (previous.services if previous else {}).items() if service.tier in tiers]
     return sorted({*scope, *left})
+
+
+def _missed(layout: Layout, check: bool) -> list[t.Any]:
+    """How the last run ended, when no controller heard of it: its own was killed, or lost the way here. Said once."""
+    from ansible_collections.hearth.homelab.plugins.module_utils.actions import Notice
+
+    ended = [path for path in layout.runs.glob("*/result.json") if path.parent.name]
+    last = max(ended, key=lambda path: path.stat().st_mtime, default=None)
+    if last is None or (last.parent / SEEN).exists():
+        return []
+    if not check:
+        write_atomic(last.parent / SEEN, b"")
+    result = read_json(last, {})
+    why = "; ".join(problem["message"] for problem in result.get("problems", ()))
+    how = "everything was undone" if result.get("undone") else "it was finished" if result.get("ok") else "it failed"
+    if result.get("taken_back"):
+        how = f"it was finished, but {', '.join(sorted(result['taken_back']))} held back"
+    owner = (read_json(last.parent / "request.json") or {}).get("owner") or "somebody"
+    text = f"run {last.parent.name} of {owner} ended while nobody watched it: {how}{f' ({why})' if why else ''}"
+    return [Notice("", "", text)]
 
 
 def _problem(message: str, remedy: str) -> t.Any:
@@ -240,6 +265,8 @@ def watch(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
                 _problem(f"run {run} ended without a result", "converge again: that settles it first").to_dict()
             ],
         }
+    if result is not None and (directory / "result.json").exists() and not (directory / SEEN).exists():
+        write_atomic(directory / SEEN, b"")
     return {
         "events": events,
         "offset": offset,
@@ -368,7 +395,7 @@ def run_unit(layout: Layout, run: str) -> int:
     try:
         with lock.Lock(layout, run, request.owner):
             engine.select(layout)
-            settle.settle(layout, runner, early=False)
+            settle.settle(layout, runner, early=False, own=run)
             sent = settle.transit_secrets(layout, run)
             redactor = Redactor([*settle.stored_secrets(layout), *sent.values()])
             settle.begin(layout, run)
@@ -380,6 +407,7 @@ def run_unit(layout: Layout, run: str) -> int:
     except lock.LockedError as locked:
         problem = Problem("", "", str(locked), "wait for it to end, then run again")
         write_json(directory / "result.json", Result(run, problems=[problem.to_dict()]).to_dict())
+        shutil.rmtree(layout.transit(run), ignore_errors=True)
     return 0
 
 
