@@ -1072,7 +1072,7 @@ class Apply:
         }
         closure -= set(state.settled)
         self.context.say(f"taking back {', '.join(sorted(closure))}: {reason.splitlines()[0]}")
-        texts = {name: f"requires {service}, which is held back" for name in sorted(closure)}
+        texts = dict.fromkeys(sorted(closure), f"requires {service}, which is held back")
         texts[service] = self.context.redactor.text(reason)
         self.journal.held(texts)
         self._take_back(closure)

@@ -33,7 +33,6 @@ from ansible_collections.hearth.homelab.plugins.module_utils.layout import (
 )
 from ansible_collections.hearth.homelab.plugins.module_utils.manifest import File, Manifest, sort_items
 
-
 #: Seconds after which what only an interrupted command can have left is taken away: a controller may be sending a run
 #: without holding the lock.
 STALE = 600.0

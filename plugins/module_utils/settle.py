@@ -217,7 +217,7 @@ def _finish_packages(context: Context) -> None:
         for step in context.journal.state.steps:
             if step.undone and (step.undo or {}).get("do") == "package_units":
                 undo.undo_steps(context, [step])
-    except (CommandError, OSError) as error:
+    except (CommandError, packages.PackageError, OSError) as error:
         context.problems.append(context.redactor.text(f"an interrupted installation could not be finished: {error}"))
 
 

@@ -411,7 +411,15 @@ def take_back(
     ]
     absorbed = {step.number for step in all_steps if step.undone and (step.undone_early or step.undone_boot != boot)}
     work = unit_work(
-        all_steps, services, state.baseline, touched, manifest, previous, rebooted, leave_stopped, absorbed if rebooted else ()
+        all_steps,
+        services,
+        state.baseline,
+        touched,
+        manifest,
+        previous,
+        rebooted,
+        leave_stopped,
+        absorbed if rebooted else (),
     )
     if context.early:
         undo_steps(context, steps)

@@ -85,8 +85,10 @@ def main(run: str, text: str, how: str, command: str = "run") -> int:
         for record in records:
             if after and number is None and record.get("type") == "begin" and fits(record, after):
                 number = record["step"]
-            hit = (number in record.get("steps", ()) and record["type"] == "done") if after else "file" in wanted or fits(
-                record, wanted
+            hit = (
+                (number in record.get("steps", ()) and record["type"] == "done")
+                if after
+                else "file" in wanted or fits(record, wanted)
             )
             if hit and pid is not None:
                 for one in [pid] if how == "kill" else children(pid):

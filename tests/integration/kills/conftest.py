@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import typing as t
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from ..conftest import ROOT, Site, wait_until
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "host"))
 
-from drive import Host  # noqa: E402
+from drive import Host
 
 
 class LabHost(Host):
@@ -49,5 +48,5 @@ def site() -> Site:
 
 
 @pytest.fixture(scope="session")
-def host(site: Site) -> t.Iterator[LabHost]:
-    yield LabHost(site)
+def host(site: Site) -> LabHost:
+    return LabHost(site)

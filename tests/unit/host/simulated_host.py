@@ -132,7 +132,13 @@ class SimulatedHost:
         self.put("/proc/sys/kernel/hostname", "debian\n")
         self.put("/etc/motd", "Welcome to Debian\n")
         self.at("/etc/localtime").symlink_to("/usr/share/zoneinfo/Etc/UTC")
-        for path in ("/usr/sbin", "/var/lib/dpkg/updates", "/var/lib/apt/lists", "/run/systemd/system", "/etc/systemd/system"):
+        for path in (
+            "/usr/sbin",
+            "/var/lib/dpkg/updates",
+            "/var/lib/apt/lists",
+            "/run/systemd/system",
+            "/etc/systemd/system",
+        ):
             self.at(path).mkdir(parents=True, exist_ok=True)
         self.put("/var/lib/apt/lists/debian_Packages", "")
         self.state["packages"]["dpkg"] = "installed"
@@ -261,7 +267,11 @@ class SimulatedHost:
         return self.state["units"].setdefault(name, {"active": "inactive", "invocation": 0, "loaded": {}, "result": ""})
 
     def _required_by(self, name: str) -> list[str]:
-        return [other for other in sorted(self.state["known"]) if name in self._definition(other).get("Requires", "").split()]
+        return [
+            other
+            for other in sorted(self.state["known"])
+            if name in self._definition(other).get("Requires", "").split()
+        ]
 
     def _start(self, name: str) -> bool:
         """Start a unit with what it requires; whether it runs."""
@@ -379,7 +389,9 @@ class SimulatedHost:
         secret = self.state["podman_secrets"].get(definition.get("Secret", ""), "")
         known = self.state["known"].get(name)
         return bool(
-            unit["loaded"] == self._loads(name) and unit["definition"] == known and unit["secret"] == secret
+            unit["loaded"] == self._loads(name)
+            and unit["definition"] == known
+            and unit["secret"] == secret
             and self._current(name)
         )
 
@@ -395,9 +407,9 @@ class SimulatedHost:
         argv: t.Sequence[str],
         *,
         input: bytes | None = None,  # noqa: A002 (as in the protocol)
-        timeout: float = 0.0,  # noqa: ARG002
-        env: t.Mapping[str, str] | None = None,  # noqa: ARG002
-        user: str | None = None,  # noqa: ARG002
+        timeout: float = 0.0,
+        env: t.Mapping[str, str] | None = None,
+        user: str | None = None,
         check: bool = True,
     ) -> Completed:
         argv = tuple(argv)
@@ -425,7 +437,8 @@ class SimulatedHost:
             return "\n\n".join(self._show(name, properties) for name in names) + "\n"
         if verb == "is-active":
             states = [
-                "active" if name == "sysinit.target" and self.state["booted"] else self.unit(name)["active"] for name in names
+                "active" if name == "sysinit.target" and self.state["booted"] else self.unit(name)["active"]
+                for name in names
             ]
             return 0 if "active" in states else 3, "\n".join(states) + "\n", ""
         if verb == "list-unit-files":
@@ -501,7 +514,8 @@ class SimulatedHost:
             return "".join(f" {name} is not configured\n" for name in half)
         assert "--configure" in argv, argv
         for name in half:
-            self._configure_package(name)
+            if self.state["packages"][name] == "unpacked":
+                self._configure_package(name)
         return ""
 
     def _run_aptget(self, argv: list[str], _text: str) -> t.Any:
@@ -522,12 +536,18 @@ class SimulatedHost:
             self.effect("apt-get --download-only")
             return ""
         assert "install" in argv, argv
+        half = [name for name, status in self.state["packages"].items() if status == "half-installed"]
+        missing = sorted({*missing, *half}) if "-f" in argv else missing
         for name in missing:
-            self.effect(f"apt-get unpack {name}")
-            for path, text in PACKAGES[name].items():
-                if not os.path.lexists(self.at(path)):  # --force-confold
-                    self.put(path, text)
-            self.state["packages"][name] = "unpacked"
+            if self.state["packages"].get(name) != "unpacked":
+                self.effect(f"apt-get unpack {name}: begin")
+                self.state["packages"][name] = "half-installed"  # dpkg wants it anew when it is killed here
+                self.effect(f"apt-get unpack {name}: files")
+                for path, text in PACKAGES[name].items():
+                    if not os.path.lexists(self.at(path)):  # --force-confold
+                        self.put(path, text)
+                self.effect(f"apt-get unpack {name}: end")
+                self.state["packages"][name] = "unpacked"
         for name in missing:
             self._configure_package(name)
         return ""
@@ -588,7 +608,9 @@ class SimulatedHost:
     def _run_usermod(self, argv: list[str], _text: str) -> t.Any:
         options = {"-s": "--shell", "-c": "--comment", "-G": "--groups"}
         words = [options.get(word, word) for word in argv]
-        value = {word: words[index + 1] for index, word in enumerate(words) if word.startswith("--") and word != "--append"}
+        value = {
+            word: words[index + 1] for index, word in enumerate(words) if word.startswith("--") and word != "--append"
+        }
         lines = []
         for line in (self.text("/etc/passwd") or "").splitlines():
             fields = line.split(":")
@@ -692,13 +714,17 @@ class SimulatedHost:
                         secret = "verifier" if label == "role" else "password"
                         out.append({label: name, "login": roles[name]["login"], secret: roles[name]["verifier"]})
             elif "FROM pg_database" in line and "json_build_object" in line:
-                out += [{"database": n, "owner": databases[n]["owner"], "encoding": "UTF8"} for n in names if n in databases]
+                out += [
+                    {"database": n, "owner": databases[n]["owner"], "encoding": "UTF8"} for n in names if n in databases
+                ]
             elif "FROM pg_extension" in line:
                 there = databases.get(database, {}).get("extensions", [])
                 out += [{"extension": name, "in": database} for name in names if name in there]
             elif line.startswith("\\connect"):
                 database = line.split()[1].strip('"')
-            elif match := re.match(r'(CREATE|ALTER) ROLE "([^"]+)" (LOGIN|NOLOGIN)(?: PASSWORD (?:\'([^\']*)\'|NULL))?;', line):
+            elif match := re.match(
+                r'(CREATE|ALTER) ROLE "([^"]+)" (LOGIN|NOLOGIN)(?: PASSWORD (?:\'([^\']*)\'|NULL))?;', line
+            ):
                 self.effect(f"psql {match[1].lower()} role")
                 if (match[2] in roles) == (match[1] == "CREATE"):
                     return 3, "", f"ERROR: role {match[2]}"
@@ -791,7 +817,17 @@ class SimulatedHost:
 
 _current: SimulatedHost | None = None
 _inside = threading.local()
-_CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.link", "os.chmod", "os.chown", "os.truncate"}
+_CHANGES = {
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.mkdir",
+    "os.symlink",
+    "os.link",
+    "os.chmod",
+    "os.chown",
+    "os.truncate",
+}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -811,7 +847,7 @@ def _audit(event: str, arguments: tuple[t.Any, ...]) -> None:
     else:
         return
     if isinstance(path, (str, os.PathLike)) and str(path).startswith(str(host.root)):
-        _happens(host, f"{event} {str(path)[len(str(host.root)):]}", event in ("open", "os.mkdir", "os.symlink"))
+        _happens(host, f"{event} {str(path)[len(str(host.root)) :]}", event in ("open", "os.mkdir", "os.symlink"))
 
 
 def _quiet() -> bool:
@@ -842,7 +878,7 @@ _hooked = False
 @pytest.fixture
 def simulate(monkeypatch: pytest.MonkeyPatch) -> t.Iterator[t.Callable[[SimulatedHost], None]]:
     """Gives the engine a simulated host to work on: programs, accounts, time, checks and validators are its."""
-    global _hooked, _current  # noqa: PLW0603
+    global _hooked, _current
     if not _hooked:
         sys.addaudithook(_audit)  # cannot be taken back: it does nothing without a host
         _hooked = True
@@ -853,7 +889,7 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> t.Iterator[t.Callable[[Simulate
         path = os.readlink(f"/proc/self/fd/{handle}") if host is not None and not _quiet() else ""
         if host is None or not path.startswith(str(host.root)):
             return real_write(handle, content)
-        name = f"write {path[len(str(host.root)):]}"
+        name = f"write {path[len(str(host.root)) :]}"
         if host.full:
             # As much as there was room for, then nothing.
             if len(content) > 20:
@@ -902,21 +938,25 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> t.Iterator[t.Callable[[Simulate
     monkeypatch.setattr(health, "run_checks", lambda checks: _host().checks(checks))
     monkeypatch.setattr(validate, "run", lambda *arguments: _host().validators(*arguments))
     monkeypatch.setattr(configure, "_request", lambda *arguments: _host().request(*arguments))
-    monkeypatch.setattr(undo, "kernel_hostname", lambda _layout: (_host().text("/proc/sys/kernel/hostname") or "").strip())
+    monkeypatch.setattr(
+        undo, "kernel_hostname", lambda _layout: (_host().text("/proc/sys/kernel/hostname") or "").strip()
+    )
     monkeypatch.setattr(undo, "set_kernel_hostname", _set_hostname)
     monkeypatch.setattr(apply, "MARGIN", 0)
     monkeypatch.setattr(journal, "RESERVED", 64)
     monkeypatch.setattr(generations, "STALE", float("-inf"))  # there is no controller beside the one that the test is
     # The same verifier for the same password, quickly.
     verifier = scram.verifier
-    monkeypatch.setattr(scram, "verifier", lambda password, salt=b"salt", iterations=1: verifier(password, salt, iterations))
+    monkeypatch.setattr(
+        scram, "verifier", lambda password, salt=b"salt", iterations=1: verifier(password, salt, iterations)
+    )
     boot = lambda: f"boot-{_host().state['boot']}"  # noqa: E731
     monkeypatch.setattr(journal, "boot_id", boot)
     monkeypatch.setattr(undo, "boot_id", boot)
     monkeypatch.setattr(os, "umask", lambda mode: mode)
 
     def choose(host: SimulatedHost) -> None:
-        global _current  # noqa: PLW0603
+        global _current
         _current = host
 
     yield choose

@@ -133,7 +133,9 @@ def test_a_full_disk_leaves_no_half_line_and_no_step(
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", full)
         with pytest.raises(OSError, match="No space"):
-            journal.begin_all([("file:/a", "create", "one", {"do": "path"}), ("file:/b", "create", "one", {"do": "path"})])
+            journal.begin_all(
+                [("file:/a", "create", "one", {"do": "path"}), ("file:/b", "create", "one", {"do": "path"})]
+            )
     assert journal.path.read_bytes().endswith(b"}\n")
     step = journal.begin("file:/c", "create", "one", {"do": "path"})
     journal.done(step)
