@@ -85,7 +85,7 @@ def compare(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
                 f"run {unfinished[0]} was interrupted: what is compared here may be half of it", "converge to settle it"
             ),
         )
-    plan.notices += _missed(layout, bool(request.get("check")))
+    plan.notices += _missed(layout)
     merged = planner.merge(manifest, previous, None if scope is None else frozenset(scope))
     # Nothing to do, but something to record: a check, an address or a unit's order changed.
     record = (
@@ -119,16 +119,13 @@ def _scope(request: t.Mapping[str, t.Any], previous: m.Manifest | None) -> list[
     return sorted({*scope, *left})
 
 
-def _missed(layout: Layout, check: bool) -> list[t.Any]:
-    """How the last run ended, when no controller heard of it: its own was killed, or lost the way here. Said once."""
+def _missed(layout: Layout) -> list[t.Any]:
+    """How the last run ended, when no controller heard of it: its own was killed, or lost the way here."""
     from ansible_collections.hearth.homelab.plugins.module_utils.actions import Notice
 
-    ended = [path for path in layout.runs.glob("*/result.json") if path.parent.name]
-    last = max(ended, key=lambda path: path.stat().st_mtime, default=None)
+    last = _last(layout)
     if last is None or (last.parent / SEEN).exists():
         return []
-    if not check:
-        write_atomic(last.parent / SEEN, b"")
     result = read_json(last, {})
     why = "; ".join(problem["message"] for problem in result.get("problems", ()))
     how = "everything was undone" if result.get("undone") else "it was finished" if result.get("ok") else "it failed"
@@ -137,6 +134,23 @@ def _missed(layout: Layout, check: bool) -> list[t.Any]:
     owner = (read_json(last.parent / "request.json") or {}).get("owner") or "somebody"
     text = f"run {last.parent.name} of {owner} ended while nobody watched it: {how}{f' ({why})' if why else ''}"
     return [Notice("", "", text)]
+
+
+def _last(layout: Layout) -> Path | None:
+    """The newest result."""
+    ended = list(layout.runs.glob("*/result.json"))
+    return max(ended, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def told(layout: Layout, command: str, request: t.Mapping[str, t.Any], answer: Answer) -> None:
+    """After an answer was written: whoever asked knows how a run ended. A check notes nothing."""
+    result = None
+    if command == "watch" and answer.get("done"):
+        result = layout.run(request["run"]) / "result.json"
+    elif command == "compare" and not request.get("check"):
+        result = _last(layout)
+    if result is not None and result.exists() and not (result.parent / SEEN).exists():
+        write_atomic(result.parent / SEEN, b"")
 
 
 def _problem(message: str, remedy: str) -> t.Any:
@@ -265,8 +279,6 @@ def watch(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
                 _problem(f"run {run} ended without a result", "converge again: that settles it first").to_dict()
             ],
         }
-    if result is not None and (directory / "result.json").exists() and not (directory / SEEN).exists():
-        write_atomic(directory / SEEN, b"")
     return {
         "events": events,
         "offset": offset,
@@ -517,5 +529,8 @@ def main(argv: t.Sequence[str], layout: Layout | None = None) -> int:
             str(error) if isinstance(error, (RefusedError, OSError, ValueError)) else f"{type(error).__name__}: {error}"
         )
         answer, code = {"error": Redactor([*known, *_stored(layout)]).text(message), "command": command}, 1
+    # A connection that is gone ends this here: then nobody was told.
     print(protocol.encode_response(answer), flush=True)
+    if code == 0:
+        told(layout, command, sent, answer)
     return code

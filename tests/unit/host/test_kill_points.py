@@ -8,7 +8,7 @@ effect of a program) the host is remembered. Each of these crash states is then 
 or after a power cut, as a boot does; settling is killed as well. What must hold is said in ``Judge``.
 
 Every step of the journal and every effect of a program is among them always, of the file operations in between a
-quarter; settling is killed at other instants for other crash states. HEARTH_KILLS=all takes every instant of the run,
+fifth; settling is killed at other instants for other crash states. HEARTH_KILLS=all takes every instant of the run,
 both ways of settling, and every instant of each (hours).
 """
 
@@ -551,10 +551,10 @@ def test_killed_at_every_instant(host: SimulatedHost, case: Case) -> None:
     assert judge.leftovers() == []
     killer = Killer(judge)
     for number, (name, snapshot) in enumerate(recorded.moments):
-        if not (ALL or journalled(name) or number % 4 == 0):
+        if not (ALL or journalled(name) or number % 5 == 0):
             continue
         for how in (settle_unit, boot) if ALL else ((settle_unit, boot)[number % 2],):
-            again = range(10_000) if ALL else (number * 7,) if number % 4 == 0 else ()
+            again = range(10_000) if ALL else (number * 7,) if number % 5 == 0 else ()
             killer.kill(f"{number} ({name})", snapshot, how, again)
     print(f"\n{case.name}: {len(recorded.moments)} instants, {killer.judged} crash states, {len(killer.good)} results")
     assert killer.judged > 40
@@ -602,7 +602,7 @@ def test_the_disk_fills_up_at_any_instant(host: SimulatedHost, case: Case) -> No
     request(host, case.after, "run")
     begun = host.snapshot()
     killer = Killer(Judge(host, case, recorded))
-    for number in range(0, len(recorded.moments), 1 if ALL else 3):
+    for number in range(0, len(recorded.moments), 1 if ALL else 6):
         with Quiet():
             host.restore(begun)
         count = 0
