@@ -59,7 +59,7 @@ PACKAGES: dict[str, dict[str, str]] = {
     },
     "postgresql": {
         "/usr/lib/systemd/system/postgresql.service": (
-            "Reads=/etc/postgresql/\nNeeds=/var/lib/postgresql/main/PG_VERSION\nWantedBy=multi-user.target\n"
+            "Reads=/etc/postgresql/\nNeeds=/var/lib/postgresql/17/main/PG_VERSION\nWantedBy=multi-user.target\n"
         ),
         "/usr/lib/postgresql/17/bin/psql": "",
     },
