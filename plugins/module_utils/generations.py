@@ -224,8 +224,10 @@ def unfinished_runs(layout: Layout) -> list[Path]:
 
 def prune(layout: Layout, keep: int = KEEP) -> None:
     """Remove old runs, generations, blobs nothing refers to, and old agents. Never what is in use."""
-    unfinished = {path.name for path in unfinished_runs(layout)}
     runs = sorted((path for path in layout.runs.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    # Also those that were sent and have not begun: such a one may be settling this one first.
+    unfinished = {path.name for path in unfinished_runs(layout)}
+    unfinished |= {path.name for path in runs if not (path / "result.json").exists()}
     for path in runs[:-keep]:
         if path.name not in unfinished:
             shutil.rmtree(path, ignore_errors=True)

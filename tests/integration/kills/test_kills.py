@@ -7,7 +7,6 @@ here real programs, a real systemd and a real boot are in it. Each test leaves a
 
 from __future__ import annotations
 
-import json
 import typing as t
 from dataclasses import dataclass, replace
 
@@ -28,6 +27,8 @@ Exec=sleep infinity
 Secret=box-token
 [Service]
 Restart=no
+[Install]
+WantedBy=multi-user.target
 """
 CLUSTER = ("pg_createcluster", "17", "main", "--port=5432", "--start-conf=auto", "--encoding=UTF8", "--locale=C.UTF-8",
            "--", "--data-checksums")  # fmt: skip
@@ -250,32 +251,5 @@ def test_settling_is_killed_as_well(versions: Fleet) -> None:
     assert host.sh("systemctl is-active hearth-settle.service", check=False).strip() == "activating"
     assert host.call("recover")["results"][0]["undone"]
     versions.well(old)
-    versions.converge(new)
-    versions.well(new)
-
-
-def test_the_disk_fills_up_in_mid_run(versions: Fleet) -> None:
-    """The file system of the state is full when the files are placed: undoing works with what the run reserved."""
-    old, new, host = versions.current, versions.next(), versions.host
-    # A small file system of its own for the engine's state, as a person might give it; everything moves there.
-    host.sh(
-        "systemctl stop hearth-settle.service; mkdir /run/state; mount -t tmpfs -o size=160m,mode=0700 state /run/state; "
-        "cp -a /var/lib/hearth/. /run/state; mount --move /run/state /var/lib/hearth"
-    )
-    try:
-        run = host.name_run()
-        fill = "head -c 1G /dev/zero >/var/lib/hearth/ballast; true"
-        with host.killing(run, {"type": "begin", "id": "secret:"}, "stop"):
-            host.start(new.manifest, new.blobs, new.secrets, run=run)
-        host.sh(fill, check=False)
-        host.sh(f"systemctl kill -s CONT hearth-apply-{run}.service")
-        result = host.follow(run, confirm=False, show=False)
-        assert result["undone"], result
-        assert "No space left" in json.dumps(result["problems"])
-        host.sh("rm /var/lib/hearth/ballast")
-        versions.well(old)
-    finally:
-        host.sh("rm -f /var/lib/hearth/ballast; mkdir -p /run/state; mount --bind / /run/state; "
-                "cp -a /var/lib/hearth/. /run/state/var/lib/hearth; umount /run/state; umount /var/lib/hearth")  # fmt: skip
     versions.converge(new)
     versions.well(new)

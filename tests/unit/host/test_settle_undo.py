@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import typing as t
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from ansible_collections.hearth.homelab.plugins.module_utils.apply import Reques
 from ansible_collections.hearth.homelab.plugins.module_utils.generations import unfinished_runs
 from ansible_collections.hearth.homelab.plugins.module_utils.journal import Journal, Step, read, replay
 from ansible_collections.hearth.homelab.plugins.module_utils.layout import Layout, write_atomic, write_json
-from ansible_collections.hearth.homelab.plugins.module_utils.manifest import Manifest, ServiceState, Unit
+from ansible_collections.hearth.homelab.plugins.module_utils.manifest import File, Manifest, ServiceState, Unit
 from ansible_collections.hearth.homelab.plugins.module_utils.redact import Redactor
 from ansible_collections.hearth.homelab.plugins.module_utils.runner import FakeRunner
 
@@ -344,3 +345,15 @@ def test_what_commands_left_that_were_interrupted_is_removed_after_a_while(layou
     assert sorted(path.name for path in layout.runs.iterdir()) == ["ended", "just-sent", "own"]
     assert sorted(path.name for path in layout.runtime.iterdir()) == ["just-sent", "own"]
     assert list(layout.blobs.iterdir()) == []
+
+
+def test_settling_another_run_keeps_what_was_sent_for_the_next(layout: Layout, runner: FakeRunner) -> None:
+    interrupted(layout, runner, "prepare", "files")
+    digest = "0" * 64
+    item = File("/etc/new", "app", digest=digest, size=3)
+    write_atomic(layout.blobs / digest, b"new")
+    write_atomic(layout.blobs / ("1" * 64), b"nobody's")
+    (layout.runs / "r2").mkdir()
+    write_json(layout.runs / "r2" / "request.json", Request("r2", replace(NEW, items=(item,))).to_dict())
+    settle.settle(layout, runner, early=False, own="r2")
+    assert [path.name for path in layout.blobs.iterdir()] == [digest]
