@@ -31,6 +31,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -51,6 +52,9 @@ POLL = 15.0
 
 #: Files larger than this (bytes) are not shown in diffs.
 DIFF_LIMIT = 100_000
+
+#: In a run's directory: a controller has its result.
+SEEN = "seen"
 
 Answer = dict[str, t.Any]
 
@@ -82,6 +86,7 @@ def compare(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:
                 f"run {unfinished[0]} was interrupted: what is compared here may be half of it", "converge to settle it"
             ),
         )
+    plan.notices += _missed(layout)
     merged = planner.merge(manifest, previous, None if scope is None else frozenset(scope))
     # Nothing to do, but something to record: a check, an address or a unit's order changed.
     record = (
@@ -113,6 +118,40 @@ def _scope(request: t.Mapping[str, t.Any], previous: m.Manifest | None) -> list[
     tiers = request.get("tiers") or ()
     left = [name for name, service in (previous.services if previous else {}).items() if service.tier in tiers]
     return sorted({*scope, *left})
+
+
+def _missed(layout: Layout) -> list[t.Any]:
+    """How the last run ended, when no controller heard of it: its own was killed, or lost the way here."""
+    from ansible_collections.hearth.homelab.plugins.module_utils.actions import Notice
+
+    last = _last(layout)
+    if last is None or (last.parent / SEEN).exists():
+        return []
+    result = read_json(last, {})
+    why = "; ".join(problem["message"] for problem in result.get("problems", ()))
+    how = "everything was undone" if result.get("undone") else "it was finished" if result.get("ok") else "it failed"
+    if result.get("taken_back"):
+        how = f"it was finished, but {', '.join(sorted(result['taken_back']))} held back"
+    owner = (read_json(last.parent / "request.json") or {}).get("owner") or "somebody"
+    text = f"run {last.parent.name} of {owner} ended while nobody watched it: {how}{f' ({why})' if why else ''}"
+    return [Notice("", "", text)]
+
+
+def _last(layout: Layout) -> Path | None:
+    """The newest result."""
+    ended = list(layout.runs.glob("*/result.json"))
+    return max(ended, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def told(layout: Layout, command: str, request: t.Mapping[str, t.Any], answer: Answer) -> None:
+    """After an answer was written: whoever asked knows how a run ended. A check notes nothing."""
+    result = None
+    if command == "watch" and answer.get("done"):
+        result = layout.run(request["run"]) / "result.json"
+    elif command == "compare" and not request.get("check"):
+        result = _last(layout)
+    if result is not None and result.exists() and not (result.parent / SEEN).exists():
+        write_atomic(result.parent / SEEN, b"")
 
 
 def _problem(message: str, remedy: str) -> t.Any:
@@ -376,7 +415,7 @@ def run_unit(layout: Layout, run: str) -> int:
     try:
         with lock.Lock(layout, run, request.owner):
             engine.select(layout)
-            settle.settle(layout, runner, early=False)
+            settle.settle(layout, runner, early=False, own=run)
             sent = settle.transit_secrets(layout, run)
             redactor = Redactor([*settle.stored_secrets(layout), *sent.values()])
             settle.begin(layout, run)
@@ -388,6 +427,7 @@ def run_unit(layout: Layout, run: str) -> int:
     except lock.LockedError as locked:
         problem = Problem("", "", str(locked), "wait for it to end, then run again")
         write_json(directory / "result.json", Result(run, problems=[problem.to_dict()]).to_dict())
+        shutil.rmtree(layout.transit(run), ignore_errors=True)
     return 0
 
 
@@ -498,5 +538,8 @@ def main(argv: t.Sequence[str], layout: Layout | None = None) -> int:
             str(error) if isinstance(error, (RefusedError, OSError, ValueError)) else f"{type(error).__name__}: {error}"
         )
         answer, code = {"error": Redactor([*known, *_stored(layout)]).text(message), "command": command}, 1
+    # A connection that is gone ends this here: then nobody was told.
     print(protocol.encode_response(answer), flush=True)
+    if code == 0:
+        told(layout, command, sent, answer)
     return code

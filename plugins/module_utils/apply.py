@@ -15,7 +15,6 @@ import grp
 import os
 import pwd
 import re
-import socket
 import time
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
@@ -153,6 +152,13 @@ class Apply:
             self._check_space(plan)
         except RunError as failure:
             self.result.problems.append(failure.problem.to_dict())
+            return self.result
+        try:
+            self.journal.reserve()
+        except OSError as error:
+            self.journal.release()
+            message = f"the space for undoing this run cannot be had: {error.strerror}"
+            self.result.problems.append(Problem("", "", message, "make room; nothing was changed").to_dict())
             return self.result
         self.journal.phase("prepare")
         return self._guard(lambda: self._all(plan))
@@ -481,7 +487,14 @@ class Apply:
             item = items.get(action.id)
             if isinstance(item, m.Initialize):
                 self.context.say(f"initialising the data of {item.service}")
-                step = self.journal.begin(action.id, action.operation, action.service)
+                there = self.layout.at(item.storage)
+                data = {
+                    "do": "initialize",
+                    "storage": item.storage,
+                    "before": sorted(os.listdir(there)) if there.is_dir() else [],
+                    "makes": [path for path in item.makes if not os.path.lexists(self.layout.at(path))],
+                }
+                step = self.journal.begin(action.id, action.operation, action.service, data)
                 self._must(action, health.as_user(item.user, item.argv), 900)
                 if item.creates and not os.path.lexists(self.layout.at(item.creates)):
                     raise RunError(item.service, f"{item.argv[0]} succeeded without making {item.creates}", item.id)
@@ -702,11 +715,10 @@ class Apply:
     def _hostname(self, action: Action) -> None:
         data = undo.path_undo(self.context, "/etc/hostname")
         first = self.journal.begin(action.id, action.operation, action.service, data)
-        old = {"do": "hostname", "before": socket.gethostname()}
+        old = {"do": "hostname", "before": undo.kernel_hostname(self.layout)}
         second = self.journal.begin(action.id, action.operation, action.service, old)
         write_atomic(self.layout.at("/etc/hostname"), f"{action.name}\n".encode(), 0o644)
-        if self.layout.root == Path("/"):
-            socket.sethostname(action.name)
+        undo.set_kernel_hostname(self.layout, action.name)
         self.journal.done(first, second)
 
     def _locale(self, action: Action) -> None:
@@ -1075,9 +1087,9 @@ class Apply:
         }
         closure -= set(state.settled)
         self.context.say(f"taking back {', '.join(sorted(closure))}: {reason.splitlines()[0]}")
-        for name in sorted(closure):
-            text = reason if name == service else f"requires {service}, which is held back"
-            self.journal.held(name, self.context.redactor.text(text))
+        texts = dict.fromkeys(sorted(closure), f"requires {service}, which is held back")
+        texts[service] = self.context.redactor.text(reason)
+        self.journal.held(texts)
         self._take_back(closure)
         self._leave_out()
         self._start_dependents(closure)

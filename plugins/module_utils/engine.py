@@ -33,11 +33,15 @@ Conflicts=shutdown.target
 Before=shutdown.target
 ConditionPathExists=/var/lib/hearth/agent/current/main.py
 ConditionPathIsSymbolicLink=/var/lib/hearth/active
+StartLimitIntervalSec=0
 
 [Service]
 Type=oneshot
 ExecStart={PYTHON} -I /var/lib/hearth/agent/current/main.py settle
 TimeoutStartSec=2h
+# Killed itself, or without room on the disk: what is half done must not stay so until somebody looks.
+Restart=on-failure
+RestartSec=30
 SyslogIdentifier=hearth-settle
 
 [Install]

@@ -33,6 +33,10 @@ from ansible_collections.hearth.homelab.plugins.module_utils.layout import (
 )
 from ansible_collections.hearth.homelab.plugins.module_utils.manifest import File, Manifest, sort_items
 
+#: Seconds after which what only an interrupted command can have left is taken away: a controller may be sending a run
+#: without holding the lock.
+STALE = 600.0
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -220,8 +224,10 @@ def unfinished_runs(layout: Layout) -> list[Path]:
 
 def prune(layout: Layout, keep: int = KEEP) -> None:
     """Remove old runs, generations, blobs nothing refers to, and old agents. Never what is in use."""
-    unfinished = {path.name for path in unfinished_runs(layout)}
     runs = sorted((path for path in layout.runs.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    # Also those that were sent and have not begun: such a one may be settling this one first.
+    unfinished = {path.name for path in unfinished_runs(layout)}
+    unfinished |= {path.name for path in runs if not (path / "result.json").exists()}
     for path in runs[:-keep]:
         if path.name not in unfinished:
             shutil.rmtree(path, ignore_errors=True)
@@ -245,6 +251,36 @@ def prune(layout: Layout, keep: int = KEEP) -> None:
     for path in agents[:-3]:
         if os.path.realpath(path) != in_use:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def sweep(layout: Layout, own: str = "") -> None:
+    """Remove what interrupted commands left: runs that never began, secrets in transit, contents half written.
+
+    The caller holds the lock; ``own`` is the run that is about to begin.
+    """
+    limit = time.time() - STALE
+    unfinished = {path.name for path in unfinished_runs(layout)} | {own}
+    for path in _older(layout.runs.glob("*"), limit):
+        if path.name not in unfinished and not (path / "result.json").exists():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name not in unfinished:
+            shutil.rmtree(path / "before", ignore_errors=True)
+    for path in _older(layout.runtime.glob("*"), limit):
+        if path.name not in unfinished:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in _older(layout.state.rglob("*.hearth-tmp"), limit):
+        path.unlink(missing_ok=True)
+
+
+def _older(paths: t.Iterable[Path], limit: float) -> list[Path]:
+    found = []
+    for path in paths:
+        try:
+            if path.lstat().st_mtime < limit:
+                found.append(path)
+        except FileNotFoundError:
+            continue  # a controller renamed or removed it
+    return found
 
 
 def _digests(manifest: t.Mapping[str, t.Any]) -> set[str]:

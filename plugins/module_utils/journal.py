@@ -30,6 +30,10 @@ PHASES: tuple[str, ...] = ("prepare", "packages", "files", "guarded", "services"
 #: The phases in which a run has ended.
 ENDED: tuple[str, ...] = ("committed", "undone")
 
+#: A file of a run that holds RESERVED bytes free for undoing it.
+RESERVE = "reserve"
+RESERVED = 4 * 1024 * 1024
+
 #: A run in this phase is being undone: whatever interrupts that, it goes on being undone.
 UNDOING = "undoing"
 
@@ -46,6 +50,9 @@ class Step:
     cleanup: bool = False
     done: bool = False
     undone: bool = False
+    #: The boot in which it was undone, and whether that was before its services started.
+    undone_boot: str = ""
+    undone_early: bool = False
 
 
 @dataclass
@@ -89,13 +96,16 @@ class State:
             for number in record["steps"]:
                 # Steps are numbered from 1 in the order of their records.
                 if 0 < number <= len(self.steps):
-                    setattr(self.steps[number - 1], kind, True)
+                    step = self.steps[number - 1]
+                    setattr(step, kind, True)
+                    if kind == "undone":
+                        step.undone_boot, step.undone_early = record.get("boot", ""), record.get("early", False)
         elif kind == "baseline":
             # The first one counts: after an interruption units are no longer as they were before the run.
             for unit, value in record["units"].items():
                 self.baseline.setdefault(unit, value)
         elif kind == "held":
-            self.held[record["service"]] = record["reason"]
+            self.held.update(record["services"])
         elif kind == "settled":
             self.settled.update(record["services"])
         elif kind == "confirmed":
@@ -181,7 +191,6 @@ class Journal:
         self.before.mkdir(mode=0o700, parents=True, exist_ok=True)
         records = read(self.path)
         self.state = replay(records)
-        self._next = len(self.state.steps) + 1
         fresh = not self.path.exists()
         self._repair(records)
         self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -189,26 +198,52 @@ class Journal:
             fsync_directory(directory)
 
     def _repair(self, records: list[dict[str, t.Any]]) -> None:
-        """Cut off the rest of a line that a crash left: what is appended next must be a line of its own."""
-        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
-            text = b"".join(json.dumps(record, sort_keys=True).encode() + b"\n" for record in records)
+        """Cut off what a crash left behind the last whole record: what is appended next must be read again."""
+        text = b"".join(json.dumps(record, sort_keys=True).encode() + b"\n" for record in records)
+        if self.path.exists() and self.path.read_bytes() != text:
             write_atomic(self.path, text, uid=os.geteuid(), gid=os.getegid())
 
     def close(self) -> None:
         os.close(self._handle)
 
+    def reserve(self) -> None:
+        """Take the space that undoing needs, so that a disk that fills up in mid-run does not prevent it.
+
+        Random bytes: a file system that compresses would reserve nothing otherwise. OSError when there is no room.
+        """
+        handle = os.open(self.directory / RESERVE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            content = os.urandom(RESERVED)
+            while content:
+                content = content[os.write(handle, content) :]
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def release(self) -> None:
+        """Give the reserved space back."""
+        (self.directory / RESERVE).unlink(missing_ok=True)
+
     def _write(self, *records: dict[str, t.Any]) -> None:
         if not records:
             return
         text = b"".join(json.dumps(record, sort_keys=True).encode() + b"\n" for record in records)
-        while text:
-            text = text[os.write(self._handle, text) :]
-        os.fsync(self._handle)
+        before = os.fstat(self._handle).st_size
+        try:
+            while text:
+                text = text[os.write(self._handle, text) :]
+            os.fsync(self._handle)
+        except OSError:
+            # Half a line would hide whatever is written after it. Making a file shorter needs no space.
+            os.ftruncate(self._handle, before)
+            raise
         for record in records:
             self.state.feed(record)
 
     def phase(self, phase: str, reason: str = "") -> None:
         """Enter a phase (PHASES, UNDOING or ENDED)."""
+        if phase == UNDOING or phase in ENDED:
+            self.release()
         self._write({"type": "phase", "phase": phase, "reason": reason, "time": time.time(), "boot": boot_id()})
 
     def baseline(self, units: t.Mapping[str, t.Mapping[str, t.Any]]) -> None:
@@ -226,11 +261,12 @@ class Journal:
     ) -> list[int]:
         """Announce steps that are done together, with one fsync; their numbers."""
         records: list[dict[str, t.Any]] = []
-        for item, operation, service, undo in steps:
+        first = len(self.state.steps) + 1
+        for number, (item, operation, service, undo) in enumerate(steps, first):
             records.append(
                 {
                     "type": "begin",
-                    "step": self._next,
+                    "step": number,
                     "id": item,
                     "operation": operation,
                     "service": service,
@@ -239,7 +275,6 @@ class Journal:
                     "time": time.time(),
                 }
             )
-            self._next += 1
         self._write(*records)
         return [record["step"] for record in records]
 
@@ -248,14 +283,15 @@ class Journal:
         if steps:
             self._write({"type": "done", "steps": list(steps), "time": time.time()})
 
-    def undone(self, *steps: int) -> None:
-        """The steps are undone."""
+    def undone(self, *steps: int, early: bool = False) -> None:
+        """The steps are undone; ``early``: before the services of this boot started."""
         if steps:
-            self._write({"type": "undone", "steps": list(steps), "time": time.time()})
+            record = {"type": "undone", "steps": list(steps), "boot": boot_id(), "early": early, "time": time.time()}
+            self._write(record)
 
-    def held(self, service: str, reason: str) -> None:
-        """A service is about to be taken back."""
-        self._write({"type": "held", "service": service, "reason": reason})
+    def held(self, services: t.Mapping[str, str]) -> None:
+        """Services are about to be taken back together: service -> reason. One record: a crash parts them never."""
+        self._write({"type": "held", "services": dict(services)})
 
     def settled(self, services: t.Iterable[str]) -> None:
         """Services were taken back completely."""

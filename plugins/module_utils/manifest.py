@@ -152,7 +152,8 @@ class Initialize(Item):
     """A command that creates a service's first data, run once on storage that is new and empty.
 
     It is run when ``creates`` (an absolute path) does not exist and ``storage`` (a Storage item's name) has
-    our mark and no sentinel; with a sentinel and without ``creates`` data was lost and the run stops.
+    our mark and no sentinel; with a sentinel and without ``creates`` data was lost and the run stops. What it left in
+    ``storage`` and at ``makes`` (paths elsewhere) when it was interrupted is set aside, so that it can run again.
     """
 
     kind: t.ClassVar[str] = "initialize"
@@ -160,6 +161,7 @@ class Initialize(Item):
     creates: str = ""
     storage: str = ""
     user: str = "root"
+    makes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -113,14 +113,29 @@ def update(context: Context) -> None:
 
 
 def repair(context: Context) -> None:
-    """Finish an interrupted dpkg(1) run, with starts denied by the caller."""
+    """Finish an interrupted dpkg(1) run, with starts denied by the caller; PackageError when it cannot be."""
     updates = context.layout.at("/var/lib/dpkg/updates")
     pending = updates.is_dir() and any(name.isdecimal() for name in os.listdir(updates))
-    if pending or context.runner.run(["dpkg", "--audit"], check=False, timeout=60).stdout.strip():
-        context.say("finishing an interrupted installation of packages (dpkg --configure -a)")
-        context.runner.run(
-            ["dpkg", "--force-confold", "--force-confdef", "--configure", "-a"], env=ENVIRONMENT, timeout=TIMEOUT
-        )
+    if not pending and not _unfinished(context):
+        return
+    context.say("finishing an interrupted installation of packages (dpkg --configure -a)")
+    argv = ["dpkg", "--force-confold", "--force-confdef", "--configure", "-a"]
+    done = context.runner.run(argv, env=ENVIRONMENT, timeout=TIMEOUT, check=False)
+    if done.returncode == 0 and not _unfinished(context):
+        return
+    # Killed while it unpacked: a package that dpkg wants anew, or one whose dependencies are not unpacked yet. apt gets
+    # both right, from what it has downloaded.
+    context.say("installing what was left half unpacked (apt-get -f install)")
+    done = _apt(context, "-f", "--no-remove", "install")
+    left = _unfinished(context)
+    if done.returncode != 0 or left:
+        why = context.redactor.text(explain(done, 15) if done.returncode else left)
+        raise PackageError(f"an interrupted installation cannot be finished: {why}")
+
+
+def _unfinished(context: Context) -> str:
+    """What dpkg(1) says of packages that are neither installed nor removed; empty when there are none."""
+    return context.runner.run(["dpkg", "--audit"], check=False, timeout=60).stdout.strip()
 
 
 def simulate(context: Context, names: t.Sequence[str], fresh_sources: bool) -> Simulation:

@@ -21,7 +21,14 @@ import time
 import typing as t
 from pathlib import Path
 
-from ansible_collections.hearth.homelab.plugins.module_utils import engine, generations, packages, planner, undo
+from ansible_collections.hearth.homelab.plugins.module_utils import (
+    engine,
+    generations,
+    packages,
+    planner,
+    storage,
+    undo,
+)
 from ansible_collections.hearth.homelab.plugins.module_utils.actions import Problem
 from ansible_collections.hearth.homelab.plugins.module_utils.apply import Apply, Request, Result
 from ansible_collections.hearth.homelab.plugins.module_utils.journal import UNDOING, Journal
@@ -95,8 +102,8 @@ def early_boot(runner: Runner) -> bool:
     return done.stdout.strip() not in ("active",)
 
 
-def settle(layout: Layout, runner: Runner, early: bool | None = None) -> list[Result]:
-    """Settle every unfinished run, the oldest first. The caller holds the lock."""
+def settle(layout: Layout, runner: Runner, early: bool | None = None, own: str = "") -> list[Result]:
+    """Settle every unfinished run, the oldest first. The caller holds the lock; ``own`` is its run, not yet begun."""
     results: list[Result] = []
     unfinished = generations.unfinished_runs(layout)
     if not unfinished:
@@ -108,12 +115,17 @@ def settle(layout: Layout, runner: Runner, early: bool | None = None) -> list[Re
             shutil.rmtree(layout.transit(active.name), ignore_errors=True)
         (layout.state / "active").unlink(missing_ok=True)
         _stray_policy(layout)
+        generations.sweep(layout, own)
         return results
     early = early_boot(runner) if early is None else early
     for directory in unfinished:
         redactor = Redactor(stored_secrets(layout))
         redactor.add(*transit_secrets(layout, directory.name).values())
         results.append(recover(layout, context_of(layout, runner, directory, redactor, early)))
+        if not early:
+            # systemd does not always collect it by itself, and a unit that stays failed is one that people look at.
+            runner.run(["systemctl", "reset-failed", "--", f"hearth-apply-{directory.name}.service"], check=False)
+    generations.sweep(layout, own)
     if early:
         # Ordered after the boot only where both are queued: it does not wait for a target that is not coming.
         runner.run(
@@ -124,6 +136,8 @@ def settle(layout: Layout, runner: Runner, early: bool | None = None) -> list[Re
                 "--collect",
                 "--unit=hearth-settle-late",
                 "--property=After=multi-user.target",
+                "--property=Restart=on-failure",
+                "--property=RestartSec=30",
                 *engine.command(layout, "settle"),
             ],
             check=False,
@@ -178,6 +192,7 @@ def _backward(layout: Layout, context: Context, request: Request) -> Result:
         _finish_packages(context)
         undo.clean(context)
     undo.take_back(context, None, planner.merge(request.manifest, previous, request.scope), previous)
+    _unwritten(layout, request)
     result = _interrupted(
         Result(request.run, undone=True), f"and everything was undone{': ' + reason if reason else ''}"
     )
@@ -185,6 +200,13 @@ def _backward(layout: Layout, context: Context, request: Request) -> Result:
     if context.early:
         return result
     return finish(layout, context, result, "undone")
+
+
+def _unwritten(layout: Layout, request: Request) -> None:
+    """What was written to make a mark or a unit of the engine, and not renamed: no step's undoing knows of these."""
+    paths = [f"{item.name}/{storage.MARK}" for item in request.manifest.items if item.kind == "storage"]
+    for path in (*paths, *engine.UNITS, engine.LINK):
+        undo.temporary(layout.at(path)).unlink(missing_ok=True)
 
 
 def _finish_packages(context: Context) -> None:
@@ -198,7 +220,7 @@ def _finish_packages(context: Context) -> None:
         for step in context.journal.state.steps:
             if step.undone and (step.undo or {}).get("do") == "package_units":
                 undo.undo_steps(context, [step])
-    except (CommandError, OSError) as error:
+    except (CommandError, packages.PackageError, OSError) as error:
         context.problems.append(context.redactor.text(f"an interrupted installation could not be finished: {error}"))
 
 

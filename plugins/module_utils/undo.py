@@ -12,6 +12,7 @@ Standard library only: this module runs on hosts.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 import typing as t
@@ -32,7 +33,7 @@ POLICY_MARK = "# Written by Hearth while packages are installed"
 POLICY = f"#!/bin/sh\n{POLICY_MARK}: nothing may start with a distribution's defaults.\nexit 101\n"
 
 #: What can be undone early in a boot, when no service can be asked for anything.
-_EARLY = frozenset({"path", "secret", "hostname", "enabled", "package_units"})
+_EARLY = frozenset({"path", "secret", "hostname", "enabled", "package_units", "initialize"})
 
 #: Directories whose contents systemd reads, itself or through a generator.
 _UNIT_DIRECTORIES = ("/etc/systemd/", "/usr/local/lib/systemd/", "/etc/containers/systemd/", "/run/systemd/")
@@ -156,9 +157,19 @@ def remove_table(runner: Runner, table: str) -> None:
     runner.run(["nft", "-f", "-"], input=f"table {table} {{}}\ndelete table {table}\n".encode(), timeout=30)
 
 
+def kernel_hostname(_layout: Layout) -> str:
+    """The name that the kernel has (hostname(7))."""
+    return socket.gethostname()
+
+
+def set_kernel_hostname(layout: Layout, name: str) -> None:
+    """Give the kernel another name: the host's, never that of the machine on which tests run."""
+    if layout.root == Path("/"):
+        socket.sethostname(name)
+
+
 def _restore_hostname(context: Context, data: t.Mapping[str, t.Any]) -> None:
-    if context.layout.root == Path("/"):
-        socket.sethostname(data["before"])
+    set_kernel_hostname(context.layout, data["before"])
 
 
 def _restore_user(context: Context, data: t.Mapping[str, t.Any]) -> None:
@@ -193,6 +204,28 @@ def enabled_units(context: Context) -> list[str]:
     return sorted(line.split()[0] for line in output.splitlines() if line.split())
 
 
+def _set_aside(context: Context, data: t.Mapping[str, t.Any]) -> None:
+    """What an interrupted initialisation left would make the next one fail, or look like a whole one. Never deleted."""
+    run = context.journal.directory.name
+    storage = context.layout.at(data["storage"])
+    aside = storage / f".hearth-interrupted-{run}"
+    names = sorted(set(os.listdir(storage)) - {*data["before"], aside.name}) if storage.is_dir() else []
+    for name in names:
+        aside.mkdir(mode=0o700, exist_ok=True)
+        os.rename(storage / name, aside / name)
+    if names:
+        fsync_directory(aside)
+        fsync_directory(storage)
+        context.say(f"what an interrupted initialisation left in {data['storage']} is in {aside.name} there")
+    for number, path in enumerate(data["makes"]):
+        found = context.layout.at(path)
+        if os.path.lexists(found):
+            kept = context.journal.directory / "interrupted"
+            kept.mkdir(mode=0o700, exist_ok=True)
+            shutil.move(found, kept / f"{number}-{found.name}")
+            context.say(f"what an interrupted initialisation left as {path} is in {kept}")
+
+
 def _restore_role(context: Context, data: t.Mapping[str, t.Any]) -> None:
     before = data["before"]
     content = None if before is None else postgresql.RoleState.from_json(context.journal.kept(before))
@@ -201,6 +234,7 @@ def _restore_role(context: Context, data: t.Mapping[str, t.Any]) -> None:
 
 def _remove_policy(context: Context, data: t.Mapping[str, t.Any]) -> None:
     path = context.layout.at("/usr/sbin/policy-rc.d")
+    temporary(path).unlink(missing_ok=True)
     if data["aside"] is not None:
         _restore_path(context, {"path": "/usr/sbin/policy-rc.d", "before": data["aside"]})
         return
@@ -237,6 +271,7 @@ UNDO: dict[str, t.Callable[[Context, t.Mapping[str, t.Any]], None]] = {
     "user": _restore_user,
     "enabled": _restore_enabled,
     "package_units": _restore_package_units,
+    "initialize": _set_aside,
     "postgresql_role": _restore_role,
     "policy-rc.d": _remove_policy,
     "masks": _remove_masks,
@@ -252,15 +287,18 @@ def undo_steps(context: Context, steps: t.Sequence[Step]) -> None:
         data = step.undo or {}
         if context.early and data["do"] not in _EARLY and not step.cleanup:
             continue
+        if data["do"] == "initialize" and step.done:
+            finished.append(step.number)  # the first data of a service: it stays
+            continue
         try:
             UNDO[data["do"]](context, data)
         except (OSError, CommandError, ValueError, KeyError) as error:
             context.problems.append(context.redactor.text(f"{step.id} could not be undone: {error}"))
         finished.append(step.number)
         if len(finished) >= 50:
-            context.journal.undone(*finished)
+            context.journal.undone(*finished, early=context.early)
             finished.clear()
-    context.journal.undone(*finished)
+    context.journal.undone(*finished, early=context.early)
 
 
 def clean(context: Context) -> None:
@@ -309,15 +347,19 @@ def unit_work(
     previous: Manifest | None,
     rebooted: bool,
     leave_stopped: t.Collection[str] = (),
+    absorbed: t.Collection[int] = (),
 ) -> UnitWork:
     """Which units go back to what, when ``steps`` (those of ``services``, or all) are undone. Pure.
 
     ``touched`` are the units that this run has acted on at all, ``leave_stopped`` services whose old program must not
-    be started on data that a newer one has written.
+    be started on data that a newer one has written. ``absorbed`` are numbers of steps that were undone before units
+    started in this boot.
     """
     own = {step.id.partition(":")[2]: step.operation for step in steps if (step.undo or {}).get("do") == "unit"}
     owners = {item.name: item.service for m in (previous, manifest) if m for item in m.items if isinstance(item, Unit)}
-    readers = consumers((previous, manifest), {step.id for step in steps})
+    readers = consumers((previous, manifest), {step.id for step in steps if step.number not in absorbed})
+    if rebooted:
+        touched = set(readers)  # whatever runs has read its files in this boot
     stop, start, restart, reload, disable = set[str](), set[str](), set[str](), set[str](), set[str]()
     if services is not None:
         kept = {item.id for item in previous.items} if previous else set()
@@ -336,9 +378,9 @@ def unit_work(
                 stop.add(unit)
             elif unit in touched:
                 reload.add(unit)  # another service's unit, new in this run: it stays and reads its files again
-        elif rebooted or own.get(unit) == "stop":
+        elif own.get(unit) == "stop" or (rebooted and unit not in readers):
             start.add(unit)
-        elif own.get(unit) == "restart" or readers.get(unit) == "restart":
+        elif readers.get(unit) == "restart" or (own.get(unit) == "restart" and not rebooted):
             restart.add(unit)
         elif own.get(unit) == "reload" or unit in readers:
             reload.add(unit)
@@ -359,14 +401,26 @@ def take_back(
     state = context.journal.state
     steps = state.to_undo(services)
     touched = {step.id.partition(":")[2] for step in state.steps if (step.undo or {}).get("do") == "unit"}
-    rebooted = bool(state.boot) and state.boot != boot_id()
+    boot = boot_id()
+    rebooted = bool(state.boot) and state.boot != boot
     # All steps of these services, also those undone before an interruption: their units may still have to follow.
     all_steps = [
         step
         for step in reversed(state.steps)
         if step.undo is not None and not step.cleanup and (services is None or step.service in services)
     ]
-    work = unit_work(all_steps, services, state.baseline, touched, manifest, previous, rebooted, leave_stopped)
+    absorbed = {step.number for step in all_steps if step.undone and (step.undone_early or step.undone_boot != boot)}
+    work = unit_work(
+        all_steps,
+        services,
+        state.baseline,
+        touched,
+        manifest,
+        previous,
+        rebooted,
+        leave_stopped,
+        absorbed if rebooted else (),
+    )
     if context.early:
         undo_steps(context, steps)
         return work
@@ -378,9 +432,10 @@ def take_back(
     undo_steps(context, steps)
     if reads_unit_files(all_steps):
         context.call(["systemctl", "daemon-reload"])
-    firewalls = [step for step in steps if (step.undo or {}).get("do") == "firewall"]
+    # All steps here, too: an interruption may have come between a fragment's way back and this.
+    firewalls = [step for step in all_steps if (step.undo or {}).get("do") == "firewall"]
     if services is not None and not firewalls:
-        _reload_firewall(context, manifest, steps)
+        _reload_firewall(context, manifest, all_steps)
     if work.stop or work.restart or work.start:
         # A unit that is gone is not a failed one, and one that starts again has its start limit anew.
         for unit in (*work.stop, *work.restart, *work.start):

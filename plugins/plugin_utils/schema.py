@@ -222,6 +222,9 @@ class Initialize(Model):
     creates: AbsolutePath = Field(description="Exists when it has run.")
     user: str = Field("root", description="The user that runs it.")
     storage: Name = Field("state", description="The storage entry that must be new.")
+    makes: list[AbsolutePath] = Field(
+        [], description="What else it makes, outside the storage: set aside with it when the command was interrupted."
+    )
 
 
 def _units(value: t.Any) -> t.Any:

@@ -41,6 +41,7 @@ def render(_fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
                         creates=native.initialize.creates,
                         storage=storage.mountpoint,
                         user=native.initialize.user,
+                        makes=tuple(native.initialize.makes),
                     )
                 )
         for source in sources:

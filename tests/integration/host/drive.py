@@ -9,7 +9,9 @@ A stand-in for the controller's converge action, for tests of the agent alone.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import shlex
 import subprocess
 import time
 import typing as t
@@ -42,6 +44,7 @@ if not os.path.exists(os.path.join(final, "main.py")):
 print(final + "/main.py")
 """
 
+WATCHER = Path(__file__).with_name("watcher.py")
 MODULE_UTILS = Path(protocol.__file__).resolve().parent
 
 
@@ -78,9 +81,14 @@ class Host:
         return self.call("compare", {"manifest": manifest.to_dict(), "secrets": wanted, **more})
 
     def start(
-        self, manifest: m.Manifest, blobs: dict[str, bytes], secrets: dict[str, str] | None = None, **more: t.Any
+        self,
+        manifest: m.Manifest,
+        blobs: dict[str, bytes],
+        secrets: dict[str, str] | None = None,
+        run: str = "",
+        **more: t.Any,
     ) -> str:
-        run = "t" + uuid.uuid4().hex[:8]
+        run = run or self.name_run()
         answer = self.call(
             "apply",
             {
@@ -91,6 +99,23 @@ class Host:
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return run
+
+    @staticmethod
+    def name_run() -> str:
+        return "t" + uuid.uuid4().hex[:8]
+
+    @contextlib.contextmanager
+    def killing(self, run: str, record: dict[str, t.Any], how: str = "kill", command: str = "run") -> t.Iterator[None]:
+        """While the body goes on, wait on the host for a record of a run's journal and kill (watcher.py) there."""
+        self.sh("cat > /run/watcher.py", WATCHER.read_bytes())
+        argv = [*self.ssh, shlex.join(["python3", "-I", "/run/watcher.py", run, json.dumps(record), how, command])]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watcher:
+            assert watcher.stdout is not None
+            assert watcher.stdout.readline() == "watching\n"
+            yield
+            out, error = watcher.communicate(timeout=200)
+            if watcher.returncode != 0:
+                raise RuntimeError(f"{record}: {error}{out}")
 
     def follow(self, run: str, confirm: bool = True, show: bool = True) -> dict[str, t.Any]:
         offset, begun = 0, time.monotonic()

@@ -26,7 +26,7 @@ from ansible_collections.hearth.homelab.plugins.module_utils import (
 )
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
 from ansible_collections.hearth.homelab.plugins.module_utils.actions import Action
-from ansible_collections.hearth.homelab.plugins.module_utils.layout import Layout
+from ansible_collections.hearth.homelab.plugins.module_utils.layout import Layout, write_json
 from ansible_collections.hearth.homelab.plugins.module_utils.redact import MASK, Redactor
 from ansible_collections.hearth.homelab.plugins.module_utils.runner import Completed
 
@@ -302,3 +302,46 @@ def test_a_manifest_of_another_format_is_refused() -> None:
     data = replace(manifest("a"), schema=2).to_dict()
     with pytest.raises(ValueError, match="has schema 2"):
         m.Manifest.from_dict(data)
+
+
+# --- runs that ended while nobody watched -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        ({"ok": True}, "it was finished"),
+        (
+            {"ok": False, "undone": True, "problems": [{"message": "it was killed"}]},
+            "everything was undone (it was killed)",
+        ),
+        ({"ok": False, "taken_back": {"b": "", "a": ""}}, "it was finished, but a, b held back"),
+        ({"ok": False, "problems": [{"message": "full"}]}, "it failed (full)"),
+    ],
+)
+def test_a_run_that_nobody_watched_is_said_once(tmp_path: Path, result: dict[str, object], expected: str) -> None:
+    layout = Layout(tmp_path)
+    layout.prepare()
+    for name, age in (("old", 100), ("last", 1)):
+        (layout.runs / name).mkdir()
+        write_json(layout.runs / name / "request.json", {"owner": "rydev@laptop"})
+        write_json(layout.runs / name / "result.json", result)
+        os.utime(layout.runs / name / "result.json", (1000 - age, 1000 - age))
+    for check in (True, True, False):  # a check changes nothing, so it says it again
+        (notice,) = agent._missed(layout)
+        assert notice.message == f"run last of rydev@laptop ended while nobody watched it: {expected}"
+        agent.told(layout, "compare", {"check": check}, {})
+    assert agent._missed(layout) == []
+
+
+def test_a_run_whose_controller_has_the_result_is_not_said(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.prepare()
+    (layout.runs / "r1").mkdir()
+    write_json(layout.runs / "r1" / "request.json", {})
+    write_json(layout.runs / "r1" / "result.json", {"ok": True})
+    answer = agent.watch(layout, {"run": "r1", "timeout": 0})
+    assert answer["done"]
+    assert agent._missed(layout) != []  # the answer may never arrive
+    agent.told(layout, "watch", {"run": "r1"}, answer)
+    assert agent._missed(layout) == []

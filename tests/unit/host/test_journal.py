@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -49,7 +51,7 @@ def test_a_journal_read_again_is_the_same(tmp_path: Path) -> None:
     journal.phase("prepare")
     journal.baseline({"a.service": {"active": True, "enabled": True}})
     journal.done(*journal.begin_all([("file:/a", "create", "one", None), ("file:/b", "create", "one", None)]))
-    journal.held("one", "why")
+    journal.held({"one": "why"})
     journal.settled(["one"])
     journal.confirmed()
     journal.close()
@@ -109,3 +111,55 @@ def test_kept_contents_come_back(tmp_path: Path) -> None:
     assert journal.keep(b"\0old") == name
     assert journal.kept(name) == b"\0old"
     assert (journal.before / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_what_follows_a_damaged_line_is_cut_off(tmp_path: Path) -> None:
+    """A power cut may leave zeros in the middle: what is appended behind them would never be read."""
+    journal = open_journal(tmp_path)
+    journal.phase("prepare")
+    journal.close()
+    with journal.path.open("ab") as stream:
+        stream.write(b"\0\0\0\0\n")
+    open_journal(tmp_path).phase("undone")
+    assert [record.get("phase") for record in j.read(journal.path)] == ["prepare", "undone"]
+
+
+@pytest.mark.parametrize("room", [0, 1, 30, 200])
+def test_a_full_disk_leaves_no_half_line_and_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    journal = open_journal(tmp_path)
+    journal.phase("prepare")
+    left, write = [room], os.write
+
+    def full(handle: int, content: bytes) -> int:
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        done = write(handle, content[: left[0]])
+        left[0] -= done
+        return done
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            journal.begin_all(
+                [("file:/a", "create", "one", {"do": "path"}), ("file:/b", "create", "one", {"do": "path"})]
+            )
+    assert journal.path.read_bytes().endswith(b"}\n")
+    step = journal.begin("file:/c", "create", "one", {"do": "path"})
+    journal.done(step)
+    journal.phase("undoing")
+    again = j.replay(j.read(journal.path))
+    assert again.phase == "undoing"
+    assert [(found.id, found.done) for found in again.steps] == [("file:/c", True)]
+
+
+def test_space_is_reserved_until_something_is_undone(tmp_path: Path) -> None:
+    for phase in ("undoing", "committed"):
+        journal = open_journal(tmp_path)
+        journal.reserve()
+        assert (journal.directory / j.RESERVE).stat().st_size == j.RESERVED
+        journal.phase("files")
+        assert (journal.directory / j.RESERVE).exists()
+        journal.phase(phase)
+        assert not (journal.directory / j.RESERVE).exists()

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 import typing as t
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.hearth.homelab.plugins.module_utils import lock, settle, undo
+from ansible_collections.hearth.homelab.plugins.module_utils import generations, lock, settle, undo
 from ansible_collections.hearth.homelab.plugins.module_utils.apply import Request
 from ansible_collections.hearth.homelab.plugins.module_utils.generations import unfinished_runs
 from ansible_collections.hearth.homelab.plugins.module_utils.journal import Journal, Step, read, replay
 from ansible_collections.hearth.homelab.plugins.module_utils.layout import Layout, write_atomic, write_json
-from ansible_collections.hearth.homelab.plugins.module_utils.manifest import Manifest, ServiceState, Unit
+from ansible_collections.hearth.homelab.plugins.module_utils.manifest import File, Manifest, ServiceState, Unit
 from ansible_collections.hearth.homelab.plugins.module_utils.redact import Redactor
 from ansible_collections.hearth.homelab.plugins.module_utils.runner import FakeRunner
 
@@ -220,6 +221,43 @@ def test_units_go_back(
     assert undo.unit_work(undone, services, baseline, touched, MANIFEST, previous, rebooted, leave) == expected
 
 
+@pytest.mark.parametrize(
+    ("absorbed", "expected"),
+    [
+        # Taken back after a boot that brought it up with its new files: whoever read them then reads again.
+        ((), undo.UnitWork(restart=("app.service",), reload=("caddy.service",))),
+        # Undone before the services of this boot started.
+        ((1, 2), undo.UnitWork(start=("app.service",))),
+    ],
+)
+def test_after_a_reboot_units_follow_what_they_read_at_boot(absorbed: tuple[int, ...], expected: undo.UnitWork) -> None:
+    done = steps(
+        ("file:/etc/app", "modify", "app"), ("file:/etc/caddy/sites/app", "modify", "app"), ("unit:app.service", "restart", "app")
+    )  # fmt: skip
+    baseline = {"app.service": ON, "caddy.service": ON}
+    assert undo.unit_work(done, {"app"}, baseline, {"app.service"}, MANIFEST, MANIFEST, True, (), absorbed) == expected
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_what_an_interrupted_initialisation_left_is_set_aside(layout: Layout, runner: FakeRunner, done: bool) -> None:
+    context = context_of(layout, runner)
+    for path in ("/var/lib/pg/own", "/var/lib/pg/main", "/etc/pg/main"):
+        layout.at(path).mkdir(parents=True)
+    (layout.at("/var/lib/pg/main") / "base").write_text("half")
+    data = {"do": "initialize", "storage": "/var/lib/pg", "before": ["own"], "makes": ["/etc/pg/main", "/etc/pg/none"]}
+    step = context.journal.begin("initialize:pg", "run", "pg", data)
+    if done:
+        context.journal.done(step)
+    for _ in range(2):
+        undo.undo_steps(context, list(context.journal.state.steps))
+    assert layout.at("/var/lib/pg/own").is_dir()
+    assert layout.at("/var/lib/pg/main").exists() == layout.at("/etc/pg/main").exists() == done
+    if not done:
+        assert (layout.at("/var/lib/pg/.hearth-interrupted-r1/main") / "base").read_text() == "half"
+        assert (context.journal.directory / "interrupted" / "0-main").is_dir()
+    assert context.problems == []
+
+
 # --- settling ---------------------------------------------------------------------------------------------------
 
 
@@ -291,3 +329,31 @@ def test_the_lock_names_its_owner(layout: Layout) -> None:
         with pytest.raises(lock.LockedError, match="rydev@laptop"):
             lock.Lock(layout, "r2", "somebody", wait=0.0)
     assert lock.holder(layout) is None
+
+
+def test_what_commands_left_that_were_interrupted_is_removed_after_a_while(layout: Layout) -> None:
+    for name in ("never-begun", "just-sent", "ended", "own"):
+        (layout.runs / name).mkdir()
+        (layout.runtime / name).mkdir()
+        write_json(layout.runtime / name / "secrets.json", {"app/key": "secret"})
+    write_json(layout.runs / "ended" / "result.json", {})
+    (layout.blobs / ".digest.hearth-tmp").write_text("half")
+    for path in (*layout.runs.iterdir(), *layout.runtime.iterdir(), *layout.blobs.iterdir()):
+        if path.name != "just-sent":
+            os.utime(path, (1, 1))
+    generations.sweep(layout, "own")
+    assert sorted(path.name for path in layout.runs.iterdir()) == ["ended", "just-sent", "own"]
+    assert sorted(path.name for path in layout.runtime.iterdir()) == ["just-sent", "own"]
+    assert list(layout.blobs.iterdir()) == []
+
+
+def test_settling_another_run_keeps_what_was_sent_for_the_next(layout: Layout, runner: FakeRunner) -> None:
+    interrupted(layout, runner, "prepare", "files")
+    digest = "0" * 64
+    item = File("/etc/new", "app", digest=digest, size=3)
+    write_atomic(layout.blobs / digest, b"new")
+    write_atomic(layout.blobs / ("1" * 64), b"nobody's")
+    (layout.runs / "r2").mkdir()
+    write_json(layout.runs / "r2" / "request.json", Request("r2", replace(NEW, items=(item,))).to_dict())
+    settle.settle(layout, runner, early=False, own="r2")
+    assert [path.name for path in layout.blobs.iterdir()] == [digest]

@@ -1,0 +1,104 @@
+# Copyright (c) 2026 The Hearth developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs on a host under test: waits for a record in a run's journal, then kills or stops the process that writes it.
+
+    python3 watcher.py RUN {"type": "begin", "id": "unit:"} kill|kill-all|stop [run|settle]
+
+The journal is watched from outside; the engine knows nothing of it. A record fits when it has each key's value (of
+``id`` the beginning; ``unit`` looks into the undo data); ``{"done": {...}}`` is the completion of the first step whose
+begin record fits; ``{"file": NAME}`` waits for a file, absolute or in the run's directory. ``kill`` is SIGKILL to the
+process, as kill -9 or the kernel's OOM killer does it, ``kill-all`` to all that it started as well, so that no program
+tidies up; ``stop`` freezes them where they are, for a power cut. Prints the record. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+
+TIMEOUT = 180.0
+
+
+def process(run: str, command: str) -> int | None:
+    """The agent's process that applies or settles."""
+    wanted = [b"run", run.encode()] if command == "run" else [b"settle"]
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                with open(f"/proc/{name}/cmdline", "rb") as stream:
+                    words = stream.read().split(b"\0")[:-1]
+            except OSError:
+                continue
+            if len(words) > 3 and words[2].endswith(b"main.py") and words[3 : 3 + len(wanted)] == wanted:
+                return int(name)
+    return None
+
+
+def children(pid: int) -> list[int]:
+    """A process and everything that it started."""
+    found = [pid]
+    for parent in found:
+        try:
+            for task in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{task}/children", encoding="ascii") as stream:
+                    found += [int(word) for word in stream.read().split()]
+        except OSError:
+            continue
+    return found
+
+
+def fits(record: dict, wanted: dict) -> bool:
+    return all(
+        str(record.get(key, "")).startswith(value) if key == "id" else record.get(key) == value
+        for key, value in wanted.items()
+    )
+
+
+def main(run: str, text: str, how: str, command: str = "run") -> int:
+    wanted = json.loads(text)
+    directory = f"/var/lib/hearth/runs/{run}"
+    after = wanted.get("done")
+    number, offset, end, pid = None, 0, time.monotonic() + TIMEOUT, None
+    # What settling does is appended to what the run did: only the new records count.
+    if command == "settle" and os.path.exists(f"{directory}/journal.jsonl"):
+        offset = os.path.getsize(f"{directory}/journal.jsonl")
+    print("watching", flush=True)
+    while time.monotonic() < end:
+        if "file" in wanted:
+            found = {"file": wanted["file"]} if os.path.exists(os.path.join(directory, wanted["file"])) else None
+            records = [found] if found else []
+        else:
+            try:
+                with open(f"{directory}/journal.jsonl", "rb") as stream:
+                    stream.seek(offset)
+                    content = stream.read()
+            except FileNotFoundError:
+                content = b""
+            complete = content[: content.rfind(b"\n") + 1]
+            offset += len(complete)
+            records = [json.loads(line) for line in complete.splitlines()]
+        pid = pid or process(run, command)
+        for record in records:
+            if after and number is None and record.get("type") == "begin" and fits(record, after):
+                number = record["step"]
+            hit = (
+                (number in record.get("steps", ()) and record["type"] == "done")
+                if after
+                else "file" in wanted or fits(record, wanted)
+            )
+            if hit and pid is not None:
+                for one in [pid] if how == "kill" else children(pid):
+                    os.kill(one, signal.SIGSTOP if how == "stop" else signal.SIGKILL)
+                print(json.dumps(record), flush=True)
+                return 0
+        time.sleep(0.0005)
+    print(f"no such record in {TIMEOUT:g} s", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

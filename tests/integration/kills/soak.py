@@ -1,0 +1,78 @@
+# Copyright (c) 2026 The Hearth developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Kill runs at random, on a fresh disposable host: `make soak SOAK_KILLS=200`.
+
+Each run changes the host; it is killed after a random time, or its settling is, or the power goes. Then the host must be
+wholly what it was or wholly what it shall be, and the next run converges. The seed is printed, so that a series can be
+begun again; times differ all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import random
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(ROOT), str(ROOT / ".collections"), str(ROOT / "tests/integration/host")]
+
+from tests.integration.conftest import Site  # noqa: E402
+from tests.integration.kills.conftest import LabHost  # noqa: E402
+from tests.integration.kills.test_kills import Fleet  # noqa: E402
+
+#: How a run ends, as often as it is named.
+WAYS = ("kill",) * 6 + ("kill-all",) * 2 + ("settling",) * 2 + ("power",)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("site", type=Path, help="a site that tools/test_site.py made, its lab up")
+    parser.add_argument("lab", help="the lab's name")
+    parser.add_argument("-n", "--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    arguments = parser.parse_args()
+    random.seed(arguments.seed)
+    print(f"{arguments.kills} kills, seed {arguments.seed}", flush=True)
+    host = LabHost(Site(arguments.site.resolve(), arguments.lab))
+    fleet = Fleet(host)
+    fleet.converge(fleet.current)
+    fleet.make_precious()
+    fleet.well(fleet.current)
+    ends: collections.Counter[str] = collections.Counter()
+    for number in range(1, arguments.kills + 1):
+        old, new = fleet.current, fleet.next()
+        way, delay = random.choice(WAYS), random.uniform(0.0, 9.0)
+        run = host.start(new.manifest, new.blobs, new.secrets, confirm_timeout=20)
+        if random.random() < 0.9:
+            host.call("confirm", {"run": run})
+        time.sleep(delay)
+        if way == "power":
+            host.power_cut()
+        else:
+            # To every process of the run, or to its own alone; systemd ends the others then.
+            whom = "all" if way == "kill-all" else "main"
+            host.sh(f"systemctl kill --kill-whom={whom} -s KILL hearth-apply-{run}.service 2>/dev/null", check=False)
+            if way == "settling":
+                time.sleep(random.uniform(0.0, 2.0))
+                host.sh("systemctl kill -s KILL hearth-settle.service 2>/dev/null", check=False)
+        host.call("recover", {"timeout": 120})
+        result = host.follow(run, confirm=False, show=False)
+        ended = "finished" if result["ok"] else "undone" if result.get("undone") else "not begun"
+        fleet.well(new if result["ok"] else old)
+        if result["ok"]:
+            fleet.current = new
+        elif random.random() < 0.2:
+            fleet.converge(new)
+            fleet.well(new)
+        ends[f"{way}: {ended}"] += 1
+        print(f"{number}: {way} after {delay:.1f} s: {ended}", flush=True)
+    print("\n".join(f"{count:4} {what}" for what, count in sorted(ends.items())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

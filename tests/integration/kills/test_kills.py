@@ -1,0 +1,255 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Kills at chosen steps of runs on a real host: every class of step once. The journal is watched from outside.
+
+That every instant of a run can be survived is enumerated on a simulated host (tests/unit/host/test_kill_points.py);
+here real programs, a real systemd and a real boot are in it. Each test leaves a converged host to the next one.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import dataclass, replace
+
+import pytest
+from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
+from drive import World
+from scenarios import app, fleet, state
+
+from ..conftest import wait_until
+from .conftest import LabHost
+
+IMAGE = "registry.lab.example.com:5000/standin/{}:1"
+QUADLET = """[Container]
+Image={image}
+Pull=never
+Entrypoint=/bin/busybox
+Exec=sleep infinity
+Secret=box-token
+[Service]
+Restart=no
+[Install]
+WantedBy=multi-user.target
+"""
+CLUSTER = ("pg_createcluster", "17", "main", "--port=5432", "--start-conf=auto", "--encoding=UTF8", "--locale=C.UTF-8",
+           "--", "--data-checksums")  # fmt: skip
+
+
+def wanted(number: int, *, packages: t.Mapping[str, str] | None = None, extra: str = "", command: str = "") -> World:
+    """The host in its version ``number``: what changes with it are a template, a port, secrets, an image, a role.
+
+    ``packages`` are further ones with their units, ``extra`` is the name of a further service, ``command`` breaks app."""
+    world = fleet(text=f"v{number}", port=9000 + number, command=command)
+    world.host = "lab-forge"
+    world.service("postgresql", tier="infrastructure", units=("postgresql@17-main.service",))
+    world.add(m.Package("postgresql-17", "postgresql"), m.Group("postgres", "postgresql", gid=2002))
+    world.add(m.User("postgres", "postgresql", uid=2002, group="postgres", home="/var/lib/postgresql"))
+    world.add(m.Storage("/var/lib/postgresql", "postgresql", owner="postgres", group="postgres", mode="0755"))
+    creates = "/var/lib/postgresql/17/main/PG_VERSION"
+    world.add(m.Initialize("postgresql", "postgresql", CLUSTER, creates, "/var/lib/postgresql",
+                           makes=("/etc/postgresql/17/main",)))  # fmt: skip
+    world.file("postgresql", "/etc/postgresql-common/createcluster.conf", "create_main_cluster = false\n", early=True)
+    world.add(m.Unit("postgresql@17-main.service", "postgresql"))
+    world.service("box", units=("box.service",))
+    world.secrets["box/token"] = f"box-token-v{number}"
+    image = IMAGE.format(("gatus", "homepage", "plex", "sonarr", "radarr", "prowlarr")[number % 6])
+    world.add(m.Package("podman", "box"), m.Secret("box/token", "box"), m.Image(image, "box"))
+    world.add(m.PodmanSecret("box-token", "box", secret="box/token"))
+    world.file("box", "/etc/containers/systemd/box.container", QUADLET.format(image=image))
+    reads = ("file:/etc/containers/systemd/box.container", "podman_secret:box-token")
+    world.add(m.Unit("box.service", "box", enabled=None, restart_on=reads))
+    if number:
+        world.add(m.PostgresqlRole(f"role{number}", "app", secret="app/key"))
+        world.add(m.PostgresqlDatabase(f"database{number}", "app", owner=f"role{number}"))
+        world.services["app"] = replace(world.services["app"], requires=("postgresql",))
+    if extra:
+        app(world, extra, 2150 + number)
+    for name, unit in (packages or {}).items():
+        world.service(name, units=(unit,))
+        world.add(m.Package(name, name), m.Unit(unit, name))
+    world.services = {name: replace(entry, settle=1) for name, entry in world.services.items()}
+    return world
+
+
+class Fleet:
+    """The host and the version that it has."""
+
+    def __init__(self, host: LabHost) -> None:
+        self.host, self.number, self.current = host, 0, wanted(0)
+
+    def next(self, **more: t.Any) -> World:
+        self.number += 1
+        return wanted(self.number, **more)
+
+    def well(self, world: World) -> None:
+        """The host is wholly ``world``: files, what runs, what is live, what is recorded; nothing else is left."""
+        text = next(value for key, value in world.secrets.items() if key == "app/key")[len("s3cret-app-") : -1]
+        number = int(text[1:])
+        found = state(self.host)
+        port = str(9000 + number)
+        expected = {
+            "text": text,
+            "served": text,
+            "disk": port,
+            "live": port,
+            "left": "",
+            "units": "active " * 3 + "active",
+        }
+        assert found == expected
+        assert self.host.sh("podman secret inspect --showsecret --format {{.SecretData}} box-token").strip() == (
+            f"box-token-v{number}"
+        )
+        assert self.host.sh("systemctl is-active postgresql@17-main box").split() == ["active"] * 2
+        # The unit of the killed run itself is collected as soon as what it triggered is over.
+        failed = "systemctl list-units --failed --no-legend --plain"
+        wait_until("no unit is failed", lambda: not self.host.sh(failed).strip(), 10)
+        assert self.host.sh("systemctl list-units --all --no-legend --plain 'hearth-guard*'").strip() == ""
+        answer = self.host.compare(world.manifest, world.secrets)
+        plan = answer["plan"]
+        assert (answer["status"], plan["actions"], plan["problems"]) == ("converged", [], [])
+        assert answer["unfinished"] == []
+        assert self.data() == self.precious
+
+    def data(self) -> str:
+        rows = "runuser -u postgres -- psql -XAtc 'select * from precious' postgres"
+        return self.host.sh(f"stat -c '%n %u %g %a %s' /var/lib/app/precious; cat /var/lib/app/precious; {rows}")
+
+    def make_precious(self) -> None:
+        self.host.sh(
+            "echo data >/var/lib/app/precious; chown app:app /var/lib/app/precious; chmod 600 /var/lib/app/precious"
+        )
+        self.host.sh("runuser -u postgres -- psql -qXAtc 'create table precious as select 42' postgres")
+        self.precious = self.data()
+
+    def interrupt(self, world: World, record: dict[str, t.Any], how: str, confirm: bool = True) -> dict[str, t.Any]:
+        """A run that is killed when ``record`` appears, or loses its power there; its result, once it is settled."""
+        run = self.host.name_run()
+        with self.host.killing(run, record, "stop" if how == "power" else how):
+            self.host.start(world.manifest, world.blobs, world.secrets, run=run, confirm_timeout=20)
+            if confirm:
+                self.host.call("confirm", {"run": run})
+        if how == "power":
+            self.host.power_cut()
+        return self.host.follow(run, confirm=False, show=False)
+
+    def converge(self, world: World) -> None:
+        result = self.host.converge(world)
+        assert result["ok"], result
+        self.current = world
+
+
+@pytest.fixture(scope="session")
+def versions(host: LabHost) -> Fleet:
+    return Fleet(host)
+
+
+def test_a_fresh_host_is_killed_while_it_is_made(versions: Fleet) -> None:
+    """Three times: while the engine's own units are made, while packages are installed, and while a database cluster is
+    made. The next run takes up what stays and converges."""
+    host = versions.host
+    world = versions.current
+    result = versions.interrupt(world, {"type": "begin", "id": "engine"}, "kill")
+    if "undone" not in result:
+        # Where the engine's units are not there yet nothing was changed, and the next run says how it ended.
+        assert "ended without a result" in result["problems"][0]["message"]
+        assert host.call("recover")["results"][0]["undone"]
+    result = versions.interrupt(world, {"file": "/var/lib/dpkg/info/caddy.list"}, "kill-all")
+    assert result["undone"], result
+    assert (
+        host.sh("ls /usr/sbin/policy-rc.d /run/systemd/system/*.service 2>/dev/null; dpkg --audit", check=False) == ""
+    )
+    # Nothing that was installed runs or will at the next boot: neither has this host a service yet.
+    assert set(host.sh("systemctl is-active caddy podman postgresql", check=False).split()) <= {"inactive"}
+    assert "enabled" not in host.sh("systemctl is-enabled caddy.service postgresql.service", check=False).split()
+    result = versions.interrupt(world, {"file": "/var/lib/postgresql/17/main/PG_VERSION"}, "kill-all")
+    assert result["undone"], result
+    assert not host.sh("ls /var/lib/postgresql/17 /etc/postgresql/17/main 2>/dev/null", check=False)
+    assert host.sh("ls -d /var/lib/postgresql/.hearth-interrupted-*")
+    versions.converge(world)
+    versions.make_precious()
+    versions.well(world)
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One class of step: the record at which the run ends, how, and what settling makes of it."""
+
+    id: str
+    record: dict[str, t.Any]
+    finished: bool = False
+    how: str = "kill"
+    more: dict[str, t.Any] | None = None
+    confirm: bool = True
+
+
+KILLS = (
+    Kill("the beginning", {"type": "phase", "phase": "prepare"}),
+    Kill("a user", {"type": "begin", "id": "user:"}, more={"extra": "extra1"}),
+    Kill("storage", {"done": {"id": "storage:"}}, more={"extra": "extra2"}),
+    Kill("a secret", {"type": "begin", "id": "secret:"}),
+    Kill("packages", {"type": "begin", "id": "packages"}, more={"packages": {"cron": "cron.service"}}),
+    Kill("packages, unpacked", {"file": "/var/lib/dpkg/info/at.list"}, how="kill-all",
+         more={"packages": {"at": "atd.service"}}),
+    Kill("packages, power cut", {"file": "/var/lib/dpkg/info/dnsmasq.list"}, how="power",
+         more={"packages": {"dnsmasq": "dnsmasq.service"}}),
+    Kill("files", {"type": "begin", "id": "file:"}),
+    Kill("files, power cut", {"done": {"id": "file:"}}, how="power"),
+    Kill("the firewall", {"done": {"id": "firewall:"}}),
+    Kill("the guard's timer is armed", {"file": "awaiting"}, confirm=False),
+    Kill("the guard's timer is armed, power cut", {"file": "awaiting"}, confirm=False, how="power"),
+    Kill("an image", {"type": "begin", "id": "image:"}, finished=True),
+    Kill("a podman secret", {"type": "begin", "id": "podman_secret:"}, finished=True),
+    Kill("enabling", {"type": "begin", "operation": "enable"}, finished=True, more={"extra": "extra3"}),
+    Kill("a restart", {"type": "begin", "id": "unit:", "operation": "restart"}, finished=True),
+    Kill("before health, power cut", {"done": {"id": "unit:", "operation": "restart"}}, finished=True, how="power"),
+    Kill("a database", {"type": "begin", "id": "postgresql_"}, finished=True),
+    Kill("the end", {"file": "result.json"}, finished=True),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kill", KILLS, ids=lambda kill: kill.id)
+def test_killed_at(versions: Fleet, kill: Kill) -> None:
+    old, new = versions.current, versions.next(**(kill.more or {}))
+    result = versions.interrupt(new, kill.record, kill.how, kill.confirm)
+    assert (result["undone"], result["ok"]) == (not kill.finished, kill.finished), result
+    versions.well(new if kill.finished else old)
+    for name, unit in ((kill.more or {}).get("packages") or {}).items():
+        # Installed by now or not at all, and neither running nor to be started by the next boot.
+        there = versions.host.sh(f"dpkg-query -W -f '${{db:Status-Status}}' {name}", check=False)
+        assert there == ("installed" if "file" in kill.record else "")
+        assert versions.host.sh(f"systemctl is-active {unit}; systemctl is-enabled {unit}", check=False).split() == [
+            "inactive", "disabled" if there else "not-found",
+        ]  # fmt: skip
+    versions.converge(new)
+    versions.well(new)
+
+
+def test_killed_while_a_service_is_taken_back(versions: Fleet) -> None:
+    old, sick = versions.current, versions.next(command="/bin/false")
+    result = versions.interrupt(sick, {"type": "held"}, "kill")
+    assert (result["undone"], result["ok"], sorted(result["taken_back"])) == (False, False, ["app"]), result
+    text = versions.host.sh("sed -n 's/message=//p' /etc/app/conf").strip()
+    assert f"s3cret-app-{text}!" == old.secrets["app/key"]
+    assert versions.host.sh("systemctl is-active app dep").split() == ["active"] * 2
+    assert versions.host.sh("curl -s http://127.0.0.1:8101/index.html | sed -n 's/message=//p'").strip() == text
+    healthy = versions.next()
+    versions.converge(healthy)
+    versions.well(healthy)
+
+
+def test_settling_is_killed_as_well(versions: Fleet) -> None:
+    old, new, host = versions.current, versions.next(), versions.host
+    run = host.name_run()
+    with (
+        host.killing(run, {"type": "phase", "phase": "undoing"}, "kill", "settle"),
+        host.killing(run, {"type": "begin", "id": "file:"}),
+    ):
+        host.start(new.manifest, new.blobs, new.secrets, run=run)
+    answer = host.compare(new.manifest, new.secrets, check=True)
+    assert answer["unfinished"] == [run]
+    assert f"run {run} was interrupted" in answer["plan"]["problems"][0]["message"]
+    # systemd would try again after half a minute; the next run does not wait for that.
+    assert host.sh("systemctl is-active hearth-settle.service", check=False).strip() == "activating"
+    assert host.call("recover")["results"][0]["undone"]
+    versions.well(old)
+    versions.converge(new)
+    versions.well(new)
