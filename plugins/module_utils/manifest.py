@@ -264,6 +264,8 @@ class Unit(Item):
     undone unless the controller confirms over a new connection. ``effects`` are what a oneshot that stays active has
     made, ``PATH`` (it exists) or ``PATH=TEXT`` (its content, white space aside): systemd still says "active" when
     somebody takes them away by hand, so they are compared themselves, and the unit is restarted to make them again.
+    ``needs`` are ids of items that it cannot start without, whichever service has them: a run for some services only
+    makes them as well.
     """
 
     kind: t.ClassVar[str] = "unit"
@@ -273,6 +275,7 @@ class Unit(Item):
     reload_on: tuple[str, ...] = ()
     guarded: bool = False
     effects: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,7 @@ def _references(item: m.Item) -> Iterable[str]:
         yield f"secret:{item.secret}"
     if isinstance(item, m.Unit):
         yield from (entry for entry in item.restart_on if entry.startswith("image:"))
+        yield from item.needs
     if isinstance(item, (m.File, m.Symlink, m.Directory, m.Storage)):
         path = os.path.dirname(item.name)
         while len(path) > 1:

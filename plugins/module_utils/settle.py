@@ -89,6 +89,8 @@ def finish(layout: Layout, context: Context, result: Result, phase: str) -> Resu
     # What was replaced may have been secret, and nothing is undone any more.
     shutil.rmtree(context.journal.before, ignore_errors=True)
     shutil.rmtree(layout.transit(result.run), ignore_errors=True)
+    for path in context.journal.directory.glob(".*.hearth-tmp"):  # a kill while one of its own files was written
+        path.unlink(missing_ok=True)
     if not generations.unfinished_runs(layout):
         (layout.state / "active").unlink(missing_ok=True)
         fsync_directory(layout.state)

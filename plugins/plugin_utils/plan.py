@@ -52,6 +52,7 @@ class PlanBuilder:
     _contents: dict[str, str] = field(default_factory=dict)
     _validators: dict[str, m.Validator] = field(default_factory=dict)
     _triggers: dict[str, dict[str, set[str]]] = field(default_factory=dict)
+    _needs: dict[str, set[str]] = field(default_factory=dict)
     _effects: dict[str, set[str]] = field(default_factory=dict)
 
     def add(self, item: m.Item) -> str:
@@ -85,6 +86,10 @@ class PlanBuilder:
         """What an active oneshot has made (Unit.effects), for several services together."""
         self._effects.setdefault(unit, set()).update(entries)
 
+    def need(self, unit: str, item: str) -> None:
+        """The unit cannot start without the item, whichever service has it."""
+        self._needs.setdefault(unit, set()).add(item)
+
     def has(self, item: str) -> bool:
         return item in self._items
 
@@ -100,6 +105,8 @@ class PlanBuilder:
                 )
             if isinstance(item, m.Unit) and item.name in self._effects:
                 item = dataclasses.replace(item, effects=tuple(sorted(self._effects[item.name])))
+            if isinstance(item, m.Unit) and item.name in self._needs:
+                item = dataclasses.replace(item, needs=tuple(sorted(self._needs[item.name])))
             items.append(item)
         manifest = m.Manifest(
             host=self.host,

@@ -31,7 +31,9 @@ def render(_fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
         if contribution.storage:
             kept.append(service.name)
         for mount in contribution.mounts.values():
-            plan.add(_mount_point(host, service.name, mount.source))
+            point = plan.add(_mount_point(host, service.name, mount.source))
+            for unit in service.units:
+                plan.need(unit, point)
     if kept:
         names = ", ".join(sorted(kept))
         plan.notices.append(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,14 +36,6 @@ class LabHost(Host):
         # "degraded", too: a unit that a power cut made fail is for the test to judge.
         boot = "systemctl is-system-running --wait"
         wait_until("the host is back", lambda: self.sh(boot, check=False).strip() in ("running", "degraded"), 120)
-
-
-@pytest.fixture(scope="session")
-def site() -> Site:
-    directory = os.environ.get("HEARTH_TEST_SITE")
-    if not directory:
-        pytest.fail("HEARTH_TEST_SITE names no site: run these tests with `make molecule SCENARIO=kills`")
-    return Site(Path(directory).resolve(), os.environ.get("HEARTH_TEST_LAB", "kills"))
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / ".collections"), str(ROOT / "tests/integration/host")]
 
-from tests.integration.conftest import Site  # noqa: E402
-from tests.integration.kills.conftest import LabHost  # noqa: E402
-from tests.integration.kills.test_kills import Fleet  # noqa: E402
+from tests.integration.conftest import Site
+from tests.integration.kills.conftest import LabHost
+from tests.integration.kills.test_kills import Fleet
 
 #: How a run ends, as often as it is named.
 WAYS = ("kill",) * 6 + ("kill-all",) * 2 + ("settling",) * 2 + ("power",)

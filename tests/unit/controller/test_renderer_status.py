@@ -23,6 +23,7 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import (
     homepage,
     systemd,
 )
+from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers.registry import render_host
 from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import Contribution, ValidationError
 from ansible_collections.hearth.homelab.tests.unit.controller import rendering as r
 
@@ -170,3 +171,14 @@ def test_a_service_with_mounts_is_started_again_when_they_are_back() -> None:
     text = files(plan, "/etc/systemd/system/")["/etc/systemd/system/sonarr-recover.service"]
     assert "systemctl start $$again" in text
     assert not any("app-recover" in item.name for item in plan.manifest.items)
+
+
+def test_services_share_a_mount_point_that_both_need() -> None:
+    media = {"media": {"source": "/srv/media", "target": "/media", "access": "ro"}}
+    apps = {name: container(port, mounts=media) for name, port in (("one", 9001), ("two", 9002))}
+    for app in apps.values():
+        app["user"] = {**app["user"], "shared": True}
+    fleet = r.fleet(r.host("forge", apps))
+    plan = render_host(fleet, fleet.hosts["forge"])
+    for name in apps:
+        assert r.unit(plan, f"{name}.service").needs == ("directory:/srv/media",)

@@ -26,6 +26,7 @@ import stat
 import sys
 import threading
 import typing as t
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -723,7 +724,8 @@ class SimulatedHost:
             elif line.startswith("\\connect"):
                 database = line.split()[1].strip('"')
             elif match := re.match(
-                r'(CREATE|ALTER) ROLE "([^"]+)" (LOGIN|NOLOGIN)(?: PASSWORD (?:\'([^\']*)\'|NULL))?;', line
+                r'(CREATE|ALTER) ROLE "([^"]+)" (LOGIN|NOLOGIN)(?: NO[A-Z]+)*(?: PASSWORD (?:\'([^\']*)\'|NULL))?;',
+                line,
             ):
                 self.effect(f"psql {match[1].lower()} role")
                 if (match[2] in roles) == (match[1] == "CREATE"):
@@ -815,7 +817,16 @@ class SimulatedHost:
 
 # --- the engine on a simulated host -----------------------------------------------------------------------------------
 
-_current: SimulatedHost | None = None
+
+@dataclass
+class _Now:
+    """The host that is simulated now, and whether its audit hook was installed: one process has one of each."""
+
+    host: SimulatedHost | None = None
+    hooked: bool = False
+
+
+_now = _Now()
 _inside = threading.local()
 _CHANGES = {
     "os.rename",
@@ -833,7 +844,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 def _audit(event: str, arguments: tuple[t.Any, ...]) -> None:
     """Python's own audit events (PEP 578): every change of the file system, whatever function makes it."""
-    host = _current
+    host = _now.host
     if host is None or _quiet():
         return
     if event == "open":
@@ -872,20 +883,16 @@ class Quiet:
         _inside.depth -= 1
 
 
-_hooked = False
-
-
 @pytest.fixture
 def simulate(monkeypatch: pytest.MonkeyPatch) -> t.Iterator[t.Callable[[SimulatedHost], None]]:
     """Gives the engine a simulated host to work on: programs, accounts, time, checks and validators are its."""
-    global _hooked, _current
-    if not _hooked:
+    if not _now.hooked:
         sys.addaudithook(_audit)  # cannot be taken back: it does nothing without a host
-        _hooked = True
+        _now.hooked = True
     real_write, real_fsync = os.write, os.fsync
 
     def write(handle: int, content: bytes) -> int:
-        host = _current
+        host = _now.host
         path = os.readlink(f"/proc/self/fd/{handle}") if host is not None and not _quiet() else ""
         if host is None or not path.startswith(str(host.root)):
             return real_write(handle, content)
@@ -906,7 +913,7 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> t.Iterator[t.Callable[[Simulate
         return real_write(handle, content)
 
     def fsync(handle: int) -> None:
-        host = _current
+        host = _now.host
         if host is None:
             real_fsync(handle)
         elif not _quiet():
@@ -916,7 +923,7 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> t.Iterator[t.Callable[[Simulate
         """What SystemRunner() is on the simulated host."""
 
         def __new__(cls) -> t.Any:
-            return _runner(_current)
+            return _runner(_now.host)
 
     clock = SimpleNamespace(
         monotonic=lambda: _host().monotonic(), time=lambda: _host().monotonic(), sleep=lambda s: _quietly("sleep", s)
@@ -950,22 +957,20 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> t.Iterator[t.Callable[[Simulate
     monkeypatch.setattr(
         scram, "verifier", lambda password, salt=b"salt", iterations=1: verifier(password, salt, iterations)
     )
-    boot = lambda: f"boot-{_host().state['boot']}"  # noqa: E731
-    monkeypatch.setattr(journal, "boot_id", boot)
-    monkeypatch.setattr(undo, "boot_id", boot)
+    for module in (journal, undo):
+        monkeypatch.setattr(module, "boot_id", lambda: f"boot-{_host().state['boot']}")
     monkeypatch.setattr(os, "umask", lambda mode: mode)
 
     def choose(host: SimulatedHost) -> None:
-        global _current
-        _current = host
+        _now.host = host
 
     yield choose
-    _current = None
+    _now.host = None
 
 
 def _host() -> SimulatedHost:
-    assert _current is not None
-    return _current
+    assert _now.host is not None
+    return _now.host
 
 
 def _quietly(method: str, *arguments: t.Any) -> t.Any:

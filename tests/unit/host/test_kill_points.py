@@ -221,6 +221,16 @@ class Case:
     outcome: str = "new"  # or "undone"
     held: tuple[str, ...] = ()
     next: World | None = None  # what converges afterwards, where ``after`` cannot
+    drift: t.Callable[[SimulatedHost], None] | None = None  # what somebody did between the two
+
+    def prepare(self, host: SimulatedHost) -> None:
+        """Makes the host what it is before the run."""
+        if self.before:
+            result = converge(host, self.before, "first")
+            assert result["ok"], result
+        if self.drift:
+            with Quiet():
+                self.drift(host)
 
 
 @dataclass
@@ -356,16 +366,10 @@ class Judge:
 
 def difference(state: dict[str, t.Any], recorded: Recorded, name: str) -> str:
     lines = []
-    for key in state:
+    for key, found in state.items():
         old, new = recorded.old.get(name, {}).get(key), recorded.new.get(name, {}).get(key)
-        if old != new or state[key] not in (old, new):
-            which = (
-                "old"
-                if state[key] == old
-                else "new"
-                if state[key] == new
-                else f"{state[key]!r}, not {old!r} or {new!r}"
-            )
+        if old != new or found not in (old, new):
+            which = "old" if found == old else "new" if found == new else f"{found!r}, not {old!r} or {new!r}"
             lines.append(f"{key} is {which}")
     return "; ".join(lines)
 
@@ -408,12 +412,16 @@ def _without_clock(state: dict[str, t.Any]) -> dict[str, t.Any]:
     return {key: value for key, value in state.items() if key != "clock"}
 
 
+def open_secret(host: SimulatedHost) -> None:
+    (host.root / "var/lib/hearth/secrets/app/key").chmod(0o644)
+
+
 WORLD = world()
 CASES = [
     Case("first converge", None, WORLD),
     Case("nearly everything changes", WORLD, world("new", change=True, port=2)),
     Case("services go", WORLD, world(gone=("app", "dep", "box"))),
-    Case("configuration goes", WORLD, world(gone=("base",))),
+    Case("configuration goes", WORLD, world(gone=("base",)), drift=open_secret),
     Case("the firewall goes", WORLD, world(gone=("nftables",))),
     Case("a service does not become healthy", WORLD, world("new", app="sick"), held=("app", "box")),
     Case("a new service fails", WORLD, None, held=("bad",)),  # type: ignore[arg-type] (made below)
@@ -426,7 +434,7 @@ CASES[6].after = _bad
 
 
 @pytest.fixture
-def host(simulate: t.Callable[[SimulatedHost], None]) -> t.Iterator[SimulatedHost]:  # noqa: F811
+def host(simulate: t.Callable[[SimulatedHost], None]) -> t.Iterator[SimulatedHost]:  # noqa: F811 (the fixture is asked for by its name)
     # In memory where there is such a place: a thousand times a hundred files are written here.
     shm = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="hearth-kills-", dir=shm) as directory:
@@ -439,9 +447,7 @@ def host(simulate: t.Callable[[SimulatedHost], None]) -> t.Iterator[SimulatedHos
 
 def recorded_run(host: SimulatedHost, case: Case) -> Recorded:
     worlds = [w for w in (case.before, case.after) if w]
-    if case.before:
-        result = converge(host, case.before, "first")
-        assert result["ok"], result
+    case.prepare(host)
     old, generation, data = picture(host, worlds), generations.current(host.layout), data_of(host)
     host.confirm = case.confirm
 
@@ -572,8 +578,7 @@ def test_every_kind_of_step_is_among_them(host: SimulatedHost) -> None:
         with Quiet():
             host.restore(fresh)
         host.confirm = True
-        if case.before:
-            converge(host, case.before, "first")
+        case.prepare(host)
         host.confirm = case.confirm
         converge(host, case.after, "run")
         for record in journals.read(host.layout.run("run") / "journal.jsonl"):
@@ -597,8 +602,7 @@ def test_the_disk_fills_up_at_any_instant(host: SimulatedHost, case: Case) -> No
     recorded = recorded_run(host, case)
     with Quiet():
         host.restore(fresh)
-    if case.before:
-        converge(host, case.before, "first")
+    case.prepare(host)
     request(host, case.after, "run")
     begun = host.snapshot()
     killer = Killer(Judge(host, case, recorded))

@@ -417,6 +417,17 @@ def test_a_reader_that_was_never_applied_is_left_alone():
     assert done(plan) == [f"create {new_file.id}"]
 
 
+def test_what_a_unit_of_the_scope_needs_is_made_whoever_has_it():
+    """Found with `ROLE=radarr`: the mount point that it shares with plex was plex's, and radarr could not start."""
+    services = [service("plex"), service("radarr")]
+    shared = m.Directory("/srv/media", "plex", create_only=True)
+    items = [shared, unit("plex", needs=(shared.id,)), unit("radarr", needs=(shared.id,))]
+    units = {name: running(name, active="inactive") for name in ("plex.service", "radarr.service")}
+    plan = planner.plan(observed(units=units), manifest(services, *items), None, scope=frozenset({"radarr"}))
+    assert done(plan) == ["create directory:/srv/media", "start unit:radarr.service"]
+    assert shared.id in planner.merge(manifest(services, *items), None, frozenset({"radarr"})).by_id()
+
+
 def test_removal_within_the_scope_only():
     state = observed(files=on_disk(*CADDY_FILES), units=UNITS)
     plan = planner.plan(state, manifest([]), OLD, scope=frozenset({"sonarr"}))

@@ -49,6 +49,8 @@ from lablib.spec import Host, Spec
 from lablib.standins import build_standin, ensure_busybox, standin_definitions
 
 PROGRAM = Path(__file__).resolve().parents[1] / "hearth_lab.py"
+#: Seconds after which a host whose process is not seen has ended.
+GONE = 3
 SSH_TIMEOUT = 60.0
 
 
@@ -508,17 +510,18 @@ table inet {spec.table} {{
         return "" if done.returncode == 0 else done.stderr.strip() or f"ssh ended with status {done.returncode}"
 
     def wait_for_ssh(self, host: Host) -> None:
-        started = time.monotonic()
-        reported = started
+        started = reported = seen = time.monotonic()
         problem = ""
         open_once = False
         while time.monotonic() - started < SSH_TIMEOUT:
-            if not self.running(f"host-{host.name}"):
+            # A process that is just being replaced by its program (execve(2)) shows no environment for a moment.
+            if self.running(f"host-{host.name}"):
+                seen = time.monotonic()
+            elif time.monotonic() - seen > GONE:
                 break
             try:
-                if (
-                    not open_once
-                ):  # ssh itself would wait for seconds; asked once, because sshd penalises who only looks
+                # ssh itself would wait for seconds; asked once, because sshd penalises who only looks
+                if not open_once:
                     socket.create_connection((host.address, 22), timeout=1).close()
                 open_once = True
                 problem = self.ssh_problem(host)

@@ -1,5 +1,5 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The converged site of molecule's scenario `secrets`: lab-forge alone, and its secrets as canaries."""
+"""The converged site of molecule's scenario `sops`: lab-forge alone, and its secrets as canaries."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 # Copyright (c) 2026 The Hearth developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Makes build/secrets: the lab's inventory with one host, few services, and no secret but the throwaway age key.
+"""Makes build/sops: the lab's inventory with one host, few services, and no secret but the throwaway age key.
 
 Everything else is for playbooks/secrets.yml to generate. Standard library and PyYAML.
 """
@@ -103,4 +103,4 @@ def make(name: str) -> Path:
 
 
 if __name__ == "__main__":
-    print(make(sys.argv[1] if len(sys.argv) > 1 else "secrets"))
+    print(make(sys.argv[1] if len(sys.argv) > 1 else "sops"))
