@@ -11,7 +11,6 @@ sign; dashboards are taken as they are (Grafana's documentation, "Provision Graf
 from __future__ import annotations
 
 import json
-import re
 import typing as t
 from pathlib import Path
 
@@ -21,8 +20,6 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet,
 from ansible_collections.hearth.homelab.plugins.plugin_utils.plan import PlanBuilder
 from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import common
 from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import DataSource
-
-_HOLE = re.compile(re.escape(m.HOLE).replace(re.escape("{0}"), r"[^@\s]+"))
 
 
 def render(fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
@@ -64,7 +61,7 @@ def render(fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
             text = (
                 common.header(service.name) + json.dumps(found, indent=1, ensure_ascii=False).replace("$", "$$") + "\n"
             )
-            secret = bool(_HOLE.search(text))
+            secret = bool(m.holes(text))
             plan.file(
                 owner,
                 f"{sources}/{origin.name}.{uid}.yaml",

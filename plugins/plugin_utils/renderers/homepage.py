@@ -11,7 +11,6 @@ that are there before the page starts. So one service is held back or removed by
 from __future__ import annotations
 
 import json
-import re
 import typing as t
 
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
@@ -22,7 +21,6 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import Dashb
 
 #: Programs of roles that hosts run.
 PROGRAMS = "/usr/local/lib/hearth"
-_HOLE = re.compile(re.escape(m.HOLE).replace(re.escape("{0}"), r"[^@\s]+"))
 
 
 def render(fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
@@ -50,7 +48,7 @@ def render(fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
             service.name if here else provider.name,
             f"{folder}/{origin.name}.{service.name}.json",
             text,
-            mode="0600" if _HOLE.search(text) else "0644",
+            mode="0600" if m.holes(text) else "0644",
         )
     common.trigger(plan, provider, "restart", f"file:{folder}/")
 
@@ -66,6 +64,6 @@ def entry(origin: Host, service: Service, dashboard: Dashboard, *, here: bool) -
     if dashboard.description:
         found["description"] = dashboard.description
     # Another host's secrets are not on this one.
-    if dashboard.widget and (here or not _HOLE.search(json.dumps(dashboard.widget))):
+    if dashboard.widget and (here or not m.holes(json.dumps(dashboard.widget))):
         found["widget"] = dashboard.widget
     return found
