@@ -26,7 +26,7 @@ def scenarios() -> t.Iterator[t.Any]:
 
 @pytest.mark.lab
 @pytest.mark.molecule
-@pytest.mark.parametrize("scenario", scenarios())
+@pytest.mark.parametrize("scenario", list(scenarios()))
 def test_scenario(scenario: str, capfd: pytest.CaptureFixture[str]) -> None:
     log = ROOT / "build" / f"molecule-{scenario}.log"
     log.parent.mkdir(exist_ok=True)
