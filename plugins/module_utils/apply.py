@@ -644,6 +644,8 @@ class Apply:
     def _keep_equal(self, staged: t.Container[str]) -> None:
         """Keep what was there before Hearth and is as declared already: no action replaces it, but a removal would."""
         mine = {item.id for item in (self.previous.items if self.previous else ())}
+        # What this run has placed before it was interrupted is as declared, and was not there before Hearth.
+        mine |= {step.id for step in self.journal.state.steps}
         generations.keep_originals(
             self.layout,
             [

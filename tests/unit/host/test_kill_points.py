@@ -242,6 +242,7 @@ class Recorded:
     old_generation: m.Manifest | None
     new_generation: m.Manifest | None
     data: dict[str, str]
+    originals: frozenset[str]  # what generation 0 keeps in the end
     moments: list[tuple[str, Snapshot]] = field(default_factory=list)
 
 
@@ -306,6 +307,10 @@ class Judge:
         for path, text in self.recorded.data.items():
             if data_of(host).get(path) != text:
                 wrong.append(f"data was touched: {path}")
+        # What the interrupted run itself had placed came back when its service was removed.
+        foreign = set(generations.originals(host.layout)) - self.recorded.originals
+        if foreign:
+            wrong.append(f"kept as if it had existed before Hearth: {sorted(foreign)}")
         return wrong + ([] if shipping else self.leftovers())
 
     def leftovers(self) -> list[str]:
@@ -464,6 +469,7 @@ def recorded_run(host: SimulatedHost, case: Case) -> Recorded:
         generation.manifest if generation else None,
         after.manifest if after else None,
         data,
+        frozenset(generations.originals(host.layout)),
         moments,
     )
 
