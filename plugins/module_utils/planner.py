@@ -1062,8 +1062,14 @@ class _Planner:
     def _configure(self) -> None:
         """What applications' APIs have: compared while they run, read again after the services of this run."""
         for item in self.wanted:
-            if isinstance(item, m.Configure) and not self._failed(item):
+            if not isinstance(item, m.Configure) or self._failed(item):
+                continue
+            if item.provider in self.merged.services:
                 self._object(item)
+            else:
+                self._notice(
+                    item, f"{item.provider} is not on this host yet: a run with it makes what {item.name} asks of it"
+                )
         for gone in self.removed:
             if isinstance(gone, m.Configure) and gone.provider in self.merged.services and not self._failed(gone):
                 self._object_gone(gone)

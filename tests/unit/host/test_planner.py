@@ -967,6 +967,20 @@ def configured(found: o.configure.ObjectState, previous=None, items=(APP,), **mo
     return plan(state, items, previous=previous, services=(SONARR, PROWLARR), **more)
 
 
+def test_an_application_that_the_host_never_had_is_not_asked() -> None:
+    """Found with `ROLE=radarr`: alone it failed because prowlarr, which the inventory has for the host, was not there."""
+    state = observed(secrets=dict(STORED))
+    result = plan(state, [APP], services=(SONARR, PROWLARR), scope=frozenset({"sonarr"}))
+    assert done(result) == []
+    assert not result.unknown
+    assert [notice.message for notice in result.notices if notice.item == APP.id] == [
+        "prowlarr is not on this host yet: a run with it makes what sonarr/prowlarr asks of it"
+    ]
+    # It was there before: then it is asked, whatever this run is about.
+    known = plan(state, [APP], services=(SONARR, PROWLARR), previous=[APP], scope=frozenset({"sonarr"}))
+    assert [notice.item for notice in known.unknown] == [APP.id]
+
+
 def test_an_object_of_an_api_is_made_mended_and_left_alone() -> None:
     assert done(configured(o.configure.ObjectState())) == ["create configure:sonarr/prowlarr"]
     assert done(configured(o.configure.ObjectState(True, ("fields.baseUrl",)))) == ["modify configure:sonarr/prowlarr"]
