@@ -280,11 +280,15 @@ class Unit(Item):
 
 @dataclass(frozen=True)
 class PostgresqlRole(Item):
-    """A PostgreSQL login role (``name``); ``secret`` names its password, or peer authentication if empty."""
+    """A PostgreSQL login role (``name``); ``secret`` names its password, or peer authentication if empty.
+
+    ``member_of`` are exactly the predefined roles that it is a member of; memberships in other roles are not looked at.
+    """
 
     kind: t.ClassVar[str] = "postgresql_role"
     secret: str = ""
     login: bool = True
+    member_of: tuple[str, ...] = ()
     provider: str = "postgresql"  # the service of this host that is the server
 
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 
 from ansible_collections.hearth.homelab.plugins.module_utils import configure, scram
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
-from ansible_collections.hearth.homelab.plugins.module_utils.postgresql import RIGHTS, identifier, literal
+from ansible_collections.hearth.homelab.plugins.module_utils.postgresql import MEMBERSHIPS, RIGHTS, identifier, literal
 from ansible_collections.hearth.homelab.plugins.module_utils.protocol import secret_digest
 from ansible_collections.hearth.homelab.plugins.module_utils.runner import (
     CommandError,
@@ -169,11 +169,12 @@ class FirewallState:
 @dataclass(frozen=True)
 class RoleState:
     """A PostgreSQL role. ``password_matches`` is None where no password is asked for or none is stored. ``rights``
-    are attributes that a role of Hearth's never has (postgresql.RIGHTS)."""
+    are attributes that a role of Hearth's never has (postgresql.RIGHTS), ``member_of`` predefined roles."""
 
     login: bool
     password_matches: bool | None = None
     rights: tuple[str, ...] = ()
+    member_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -991,6 +992,7 @@ def postgresql_script(roles: Collection[str], databases: Mapping[str, m.Postgres
         names = ", ".join(literal(name) for name in sorted(roles))
         columns = "'role', rolname, 'login', rolcanlogin, 'verifier', rolpassword"
         columns += "".join(f", '{right}', {column}" for right, column in sorted(RIGHTS.items()))
+        columns += f", 'member_of', {MEMBERSHIPS}"
         lines.append(f"SELECT json_build_object({columns}) FROM pg_authid WHERE rolname IN ({names});")  # noqa: S608 (quoted)
     if databases:
         names = ", ".join(literal(name) for name in sorted(databases))
@@ -1025,7 +1027,7 @@ def parse_postgresql(text: str, passwords: Mapping[str, str | None]) -> Postgres
             password = passwords.get(data["role"])
             same = None if password is None else scram.matches(password, data["verifier"] or "")
             rights = tuple(right for right in sorted(RIGHTS) if data.get(right))
-            roles[data["role"]] = RoleState(data["login"], same, rights)
+            roles[data["role"]] = RoleState(data["login"], same, rights, tuple(data["member_of"]))
         elif "database" in data:
             databases[data["database"]] = DatabaseState(data["owner"], data["encoding"])
         elif "extension" in data:

@@ -1009,7 +1009,9 @@ class _Planner:
 
     def _role(self, item: m.PostgresqlRole, state: PostgresqlState) -> None:
         role = state.roles.get(item.name)
-        after = {"login": item.login}
+        after: dict[str, t.Any] = {"login": item.login}
+        if item.member_of:
+            after["member_of"] = sorted(item.member_of)
         if role is None:
             self._act("services", item, "create", "missing", None, after)
         elif role.login != item.login:
@@ -1018,6 +1020,17 @@ class _Planner:
         elif role.rights:
             before = {"login": role.login, "rights": list(role.rights)}
             self._act("services", item, "modify", f"has {', '.join(role.rights)}", before, {**after, "rights": []})
+        elif set(role.member_of) != set(item.member_of):
+            missing, more = set(item.member_of) - set(role.member_of), set(role.member_of) - set(item.member_of)
+            reasons = [
+                f"{what} {', '.join(sorted(names))}"
+                for what, names in (("is not in", missing), ("is in", more))
+                if names
+            ]
+            before = {"login": role.login, "member_of": list(role.member_of)}
+            self._act(
+                "services", item, "modify", ", ".join(reasons), before, {**after, "member_of": sorted(item.member_of)}
+            )
         elif item.secret and (item.secret in self.stale or not role.password_matches):
             self._act("services", item, "modify", "password differs", {"login": role.login}, after)
 

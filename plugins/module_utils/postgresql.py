@@ -52,6 +52,17 @@ RIGHTS: dict[str, str] = {
     "BYPASSRLS": "rolbypassrls",
 }
 
+#: A membership with other options than memberships_sql gives; ``a`` is a row of pg_auth_members.
+_UNDECLARED = "(a.admin_option OR NOT a.inherit_option OR NOT a.set_option)"
+
+#: The names of predefined roles that a role of pg_authid is a member of, as an array. Names that begin with pg_ are
+#: PostgreSQL's own (CREATE ROLE refuses them). One with undeclared options has a name that is never declared.
+MEMBERSHIPS = (
+    f"ARRAY(SELECT DISTINCT r.rolname || CASE WHEN {_UNDECLARED} THEN ' with undeclared options' ELSE '' END "  # noqa: S608 (constant)
+    "FROM pg_auth_members a JOIN pg_authid r ON r.oid = a.roleid "
+    "WHERE a.member = pg_authid.oid AND starts_with(r.rolname, 'pg_') ORDER BY 1)"
+)
+
 
 def identifier(name: str) -> str:
     """A quoted identifier; ValueError for what PostgreSQL cannot name."""
@@ -70,27 +81,52 @@ def literal(text: str) -> str:
 
 @dataclass(frozen=True)
 class RoleState:
-    """A role before a run changed it. ``password`` is its verifier."""
+    """A role before a run changed it. ``password`` is its verifier, ``member_of`` as in its item."""
 
     login: bool
     password: str | None
+    member_of: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def from_json(cls, content: bytes) -> RoleState:
-        return cls(**json.loads(content))
+        data = json.loads(content)
+        return cls(data["login"], data["password"], tuple(data.get("member_of", ())))
 
 
-def role_sql(item: PostgresqlRole, password: str | None, exists: bool) -> str:
+def memberships_sql(name: str, member_of: t.Sequence[str], exists: bool) -> list[str]:
+    """Statements that make a role a member of these predefined roles and of no other one."""
+    lines: list[str] = []
+    if exists:
+        kept = (
+            f"r.rolname IN ({', '.join(literal(role) for role in sorted(member_of))}) AND "
+            if member_of
+            else "false AND "
+        )
+        # \gexec runs each statement that the query returns. A membership belongs to whoever granted it, and PostgreSQL
+        # takes back one's own only unless told whose. No CASCADE: what the role granted to others is not ours to take.
+        lines.append(
+            "SELECT format('REVOKE %I FROM %I GRANTED BY %I', r.rolname, m.rolname, g.rolname) "  # noqa: S608 (quoted)
+            "FROM pg_auth_members a JOIN pg_roles r ON r.oid = a.roleid JOIN pg_roles m ON m.oid = a.member "
+            f"JOIN pg_roles g ON g.oid = a.grantor WHERE m.rolname = {literal(name)} AND starts_with(r.rolname, 'pg_') "
+            f"AND NOT ({kept}NOT {_UNDECLARED}) \\gexec"
+        )
+    options = "WITH ADMIN FALSE, INHERIT TRUE, SET TRUE"
+    lines += [f"GRANT {identifier(role)} TO {identifier(name)} {options};" for role in sorted(member_of)]
+    return lines
+
+
+def role_sql(item: PostgresqlRole, password: str | None, exists: bool) -> list[str]:
     """Statements that make a role what its item says. The role is made in one statement: never without its password."""
     options = "LOGIN" if item.login else "NOLOGIN"
     if exists:
         options = " ".join((options, *(f"NO{right}" for right in sorted(RIGHTS))))
     if password is not None:
         options += f" PASSWORD {literal(scram.verifier(password))}"
-    return f"{'ALTER' if exists else 'CREATE'} ROLE {identifier(item.name)} {options};"
+    made = f"{'ALTER' if exists else 'CREATE'} ROLE {identifier(item.name)} {options};"
+    return [made, *memberships_sql(item.name, item.member_of, exists)]
 
 
 def database_sql(item: PostgresqlDatabase, exists: bool) -> list[str]:
@@ -121,7 +157,7 @@ def batch(actions: t.Iterable[Action], items: t.Mapping[str, Item], secret: t.Ca
             roles.append(f"ALTER ROLE {identifier(action.name)} NOLOGIN;")
         elif isinstance(item, PostgresqlRole):
             password = secret(item.secret) if item.secret else None
-            roles.append(role_sql(item, password, action.operation != "create"))
+            roles += role_sql(item, password, action.operation != "create")
         elif isinstance(item, PostgresqlDatabase):
             databases += database_sql(item, action.operation != "create")
     return roles + databases
@@ -152,15 +188,20 @@ def roles_before(runner: Runner, names: t.Sequence[str], port: str = "") -> dict
         return {}
     wanted = ", ".join(literal(name) for name in names)
     query = (
-        "SELECT json_build_object('name', rolname, 'login', rolcanlogin, 'password', rolpassword) "  # noqa: S608 (quoted)
-        f"FROM pg_authid WHERE rolname IN ({wanted});"
+        "SELECT json_build_object('name', rolname, 'login', rolcanlogin, 'password', rolpassword, "  # noqa: S608 (quoted)
+        f"'member_of', {MEMBERSHIPS}) FROM pg_authid WHERE rolname IN ({wanted});"
     )
     found: dict[str, RoleState] = {}
     for line in execute(runner, [query], port).stdout.splitlines():
         if line.strip():
             data = json.loads(line)
-            found[data["name"]] = RoleState(data["login"], data["password"])
+            found[data["name"]] = RoleState(data["login"], data["password"], _plain(data["member_of"]))
     return found
+
+
+def _plain(names: t.Sequence[str]) -> tuple[str, ...]:
+    """Memberships by name alone: one with undeclared options is given back with the usual ones."""
+    return tuple(sorted({name.partition(" ")[0] for name in names}))
 
 
 def restore_role(runner: Runner, name: str, before: RoleState | None, port: str = "") -> None:
@@ -173,4 +214,5 @@ def restore_role(runner: Runner, name: str, before: RoleState | None, port: str 
         execute(runner, [" ".join(("SELECT", statement, "WHERE", exists, "\\gexec"))], port)
         return
     password = "NULL" if before.password is None else literal(before.password)
-    execute(runner, [f"ALTER ROLE {quoted} {'LOGIN' if before.login else 'NOLOGIN'} PASSWORD {password};"], port)
+    alter = f"ALTER ROLE {quoted} {'LOGIN' if before.login else 'NOLOGIN'} PASSWORD {password};"
+    execute(runner, [alter, *memberships_sql(name, before.member_of, exists=True)], port)

@@ -387,11 +387,23 @@ class Oidc(Model):
     public: bool = Field(False, description="A client without a secret.")
 
 
+#: PostgreSQL's predefined roles that a service's role may be a member of (PostgreSQL 17, "Predefined Roles"). Not:
+#: pg_database_owner (nobody can be made a member of it), pg_execute_server_program, pg_read_server_files and
+#: pg_write_server_files (whoever has one of them can become a superuser).
+PredefinedRole = t.Literal[
+    "pg_checkpoint", "pg_create_subscription", "pg_maintain", "pg_monitor", "pg_read_all_data", "pg_read_all_settings",
+    "pg_read_all_stats", "pg_signal_backend", "pg_stat_scan_tables", "pg_use_reserved_connections", "pg_write_all_data",
+]  # fmt: skip
+
+
 class PostgresqlDatabase(Model):
     name: str = Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$", description="Name of the database.")
     user: str | None = Field(None, pattern=r"^[a-z_][a-z0-9_]{0,62}$", description="Default: the database's name.")
     extensions: list[str] = Field([], description="Extensions made in the database.")
     password: Name | None = Field(None, description="A secret of this service; without one, peer authentication.")
+    member_of: list[PredefinedRole] = Field(
+        [], description="Predefined roles of PostgreSQL that the user is a member of, and of no others."
+    )
 
 
 class MariadbDatabase(Model):

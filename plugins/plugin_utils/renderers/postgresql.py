@@ -16,6 +16,7 @@ def render(_fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
     if provider is None:
         return
     secrets: dict[str, tuple[str, str]] = {}
+    member_of = _member_of(host)
     for service in host.services.values():
         wanted = service.contribution.database.postgresql
         if wanted is None:
@@ -40,7 +41,11 @@ def render(_fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
                 f"the role {role} logs in with another password in service {other}",
                 "give each service a role of its own",
             )
-        plan.add(m.PostgresqlRole(role, service.name, secret=secret, provider=provider.name))
+        plan.add(
+            m.PostgresqlRole(
+                role, service.name, secret=secret, member_of=tuple(sorted(member_of[role])), provider=provider.name
+            )
+        )
         plan.add(
             m.PostgresqlDatabase(
                 wanted.name,
@@ -50,3 +55,13 @@ def render(_fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
                 provider=provider.name,
             )
         )
+
+
+def _member_of(host: Host) -> dict[str, set[str]]:
+    """Memberships by role: services that share a role share what it may do."""
+    found: dict[str, set[str]] = {}
+    for service in host.services.values():
+        wanted = service.contribution.database.postgresql
+        if wanted is not None:
+            found.setdefault(wanted.user or wanted.name, set()).update(wanted.member_of)
+    return found

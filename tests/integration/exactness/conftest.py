@@ -33,7 +33,8 @@ for top in ("/etc", "/var/lib/hearth", "/usr/local", "/root", "/home", "/srv", "
             except FileNotFoundError:
                 pass
 units = run("systemctl", "show", "--property=Id,InvocationID,ActiveState,UnitFileState", "--", *UNITS)
-psql = "SELECT rolname, rolpassword, rolsuper, rolcanlogin FROM pg_authid; SELECT datname, datdba FROM pg_database;"
+psql = "SELECT rolname, rolpassword, rolsuper, rolcanlogin FROM pg_authid; SELECT datname, datdba FROM pg_database; "
+psql += "SELECT roleid, member, grantor, admin_option FROM pg_auth_members;"
 print(json.dumps({
     "files": files,
     "units": units,

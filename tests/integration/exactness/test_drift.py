@@ -140,6 +140,11 @@ LOUD = [
         ("modify file:/etc/ssh/sshd_config.d/50-hearth.conf", "reload unit:ssh.service"),
     ),
     Break("configure", "an object removed in the application", f"rm {OBJECTS}/*.json", ("create configure:sonarr/prowlarr",)),
+    Break(
+        "postgresql_role", "a membership that somebody gave it",
+        f"{PSQL} 'GRANT pg_read_all_data TO miniflux WITH ADMIN OPTION'", ("modify postgresql_role:miniflux",),
+        said="is in pg_read_all_data with undeclared options",
+    ),
     Break("postgresql_role", "may not log in", f"{PSQL} 'ALTER ROLE drift NOLOGIN'", ("modify postgresql_role:drift",)),
 ]  # fmt: skip
 
@@ -166,6 +171,10 @@ GONE = [
         ("create user:prowlarr", "create group:prowlarr"),
     ),
     Break("secret", "removed", "rm /var/lib/hearth/secrets/drift/token", ("store secret:drift/token",)),
+    Break(
+        "postgresql_role", "a membership revoked", f"{PSQL} 'REVOKE pg_monitor FROM drift'", ("modify postgresql_role:drift",),
+        said="is not in pg_monitor",
+    ),
     Break("firewall", "the whole table", "nft delete table inet hearth", ("load firewall:inet hearth",)),
     Break("hostname", "/etc/hostname", "echo other > /etc/hostname", ("set hostname:lab-forge",)),
     Break("symlink", "removed", "rm /etc/localtime", ("create symlink:/etc/localtime",)),

@@ -10,7 +10,9 @@ import typing as t
 import pytest
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
 from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import common, postgresql
+from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import Contribution
 from ansible_collections.hearth.homelab.tests.unit.controller import rendering as r
+from pydantic import ValidationError
 
 PASSWORD = {"database_password": {"kind": "access"}}
 
@@ -46,8 +48,13 @@ def app(name: str = "app", **database: t.Any) -> dict[str, t.Any]:
             m.PostgresqlRole("writer", "app", secret="app/database_password"),
             m.PostgresqlDatabase("news", "app", owner="writer"),
         ),
+        (
+            {"name": "app", "member_of": ["pg_monitor", "pg_checkpoint", "pg_monitor"]},
+            m.PostgresqlRole("app", "app", member_of=("pg_checkpoint", "pg_monitor")),
+            m.PostgresqlDatabase("app", "app", owner="app"),
+        ),
     ],
-    ids=["by peer", "own role", "by password"],
+    ids=["by peer", "own role", "by password", "member of predefined roles"],
 )
 def test_a_database_with_its_role(
     database: dict[str, t.Any], role: m.PostgresqlRole, made: m.PostgresqlDatabase
@@ -76,3 +83,18 @@ def test_two_instances_share_the_users_role() -> None:
     assert [item for item in r.ids(made) if item.startswith("postgresql")] == [
         "postgresql_role:app", "postgresql_database:one", "postgresql_database:two"
     ]  # fmt: skip
+
+
+def test_services_that_share_a_role_share_its_memberships() -> None:
+    made = plan(
+        app=app("one", user="app", member_of=["pg_monitor"]),
+        app_two=app("two", user="app", member_of=["pg_checkpoint"]),
+    )
+    role = made.manifest.by_id()["postgresql_role:app"]
+    assert role == m.PostgresqlRole("app", "app", member_of=("pg_checkpoint", "pg_monitor"))
+
+
+@pytest.mark.parametrize("role", ["pg_monitors", "writer", "pg_execute_server_program", "pg_database_owner"])
+def test_only_predefined_roles_that_are_not_a_way_to_become_superuser(role: str) -> None:
+    with pytest.raises(ValidationError, match="pg_monitor"):
+        Contribution.model_validate(app(member_of=[role]))

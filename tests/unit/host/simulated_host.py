@@ -82,6 +82,13 @@ _STATE: dict[str, t.Any] = {
 }  # fmt: skip
 
 
+_NOBODY: dict[str, t.Any] = {"member_of": []}
+
+
+def _public(role: dict[str, t.Any]) -> dict[str, t.Any]:
+    return {"login": role["login"], "member_of": list(role["member_of"])}
+
+
 class Full(OSError):
     """The disk is full (errno ENOSPC)."""
 
@@ -713,7 +720,7 @@ class SimulatedHost:
                 for name in names:
                     if name in roles:
                         secret = "verifier" if label == "role" else "password"
-                        out.append({label: name, "login": roles[name]["login"], secret: roles[name]["verifier"]})
+                        out.append({label: name, secret: roles[name]["verifier"], **_public(roles[name])})
             elif "FROM pg_database" in line and "json_build_object" in line:
                 out += [
                     {"database": n, "owner": databases[n]["owner"], "encoding": "UTF8"} for n in names if n in databases
@@ -730,8 +737,15 @@ class SimulatedHost:
                 self.effect(f"psql {match[1].lower()} role")
                 if (match[2] in roles) == (match[1] == "CREATE"):
                     return 3, "", f"ERROR: role {match[2]}"
-                old = roles.get(match[2], {"verifier": None})
-                roles[match[2]] = {"login": match[3] == "LOGIN", "verifier": match[4] or old["verifier"]}
+                old = roles.get(match[2], {"verifier": None, "member_of": []})
+                roles[match[2]] = {**old, "login": match[3] == "LOGIN", "verifier": match[4] or old["verifier"]}
+            elif match := re.match(r'GRANT "([^"]+)" TO "([^"]+)" WITH ADMIN FALSE, INHERIT TRUE, SET TRUE;', line):
+                self.effect("psql grant")
+                roles[match[2]]["member_of"] = sorted({*roles[match[2]]["member_of"], match[1]})
+            elif match := re.match(r"SELECT format\('REVOKE .* m\.rolname = '([^']+)' .* \\gexec", line):
+                for role in [role for role in roles.get(match[1], _NOBODY)["member_of"] if role not in names]:
+                    self.effect("psql revoke")
+                    roles[match[1]]["member_of"].remove(role)
             elif match := re.match(r'CREATE DATABASE "([^"]+)"(?: OWNER "([^"]+)")?', line):
                 self.effect("psql create database")
                 if match[1] in databases:

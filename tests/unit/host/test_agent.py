@@ -172,6 +172,26 @@ def test_the_batch_quotes_names_and_never_has_a_password() -> None:
     assert "plain" not in "\n".join(lines)
 
 
+def test_memberships_are_made_exact() -> None:
+    item = m.PostgresqlRole("o'hara", "s", member_of=("pg_monitor", "pg_checkpoint"))
+    grants = [
+        f'GRANT "{role}" TO "o\'hara" WITH ADMIN FALSE, INHERIT TRUE, SET TRUE;'
+        for role in ("pg_checkpoint", "pg_monitor")
+    ]
+    assert postgresql.batch([Action(item.id, "create", "s")], {item.id: item}, str)[1:] == grants
+    _alter, revoke, *rest = postgresql.batch([Action(item.id, "modify", "s")], {item.id: item}, str)
+    assert rest == grants
+    assert "m.rolname = 'o''hara'" in revoke
+    assert "r.rolname IN ('pg_checkpoint', 'pg_monitor')" in revoke
+
+
+def test_a_role_is_given_back_the_memberships_that_it_had() -> None:
+    before = postgresql.RoleState(True, None, ("pg_monitor",))
+    assert postgresql.RoleState.from_json(before.to_json()) == before
+    # A journal of an older version, settled by this one.
+    assert postgresql.RoleState.from_json(b'{"login": true, "password": null}').member_of == ()
+
+
 @pytest.mark.parametrize(("text", "expected"), [("a", "'a'"), ("a'b", "'a''b'"), ("a\\b'", "E'a\\\\b'''")])
 def test_literals(text: str, expected: str) -> None:
     assert postgresql.literal(text) == expected

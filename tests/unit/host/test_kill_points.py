@@ -117,7 +117,9 @@ def world(
     w.file("postgresql", "/etc/postgresql/conf", f"max_connections = {50 + port}\n")
     w.add(m.Unit("postgresql.service", "postgresql", restart_on=("file:/etc/postgresql/conf",)))
     service(w, "app", 2101, app or text, requires=("postgresql",))
-    w.add(m.PostgresqlRole("app", "app", secret="app/key"))
+    # A change gives it one predefined role and takes another one.
+    member_of = ("pg_monitor", "pg_read_all_data") if change else ("pg_checkpoint", "pg_monitor")
+    w.add(m.PostgresqlRole("app", "app", secret="app/key", member_of=member_of))
     w.add(m.PostgresqlDatabase("app", "app", owner="app", extensions=("pg_trgm",) if change else ()))
     service(w, "dep", 2102, "constant", requires=("app",))
     w.service("box", requires=("dep",))
@@ -189,7 +191,7 @@ def picture(host: SimulatedHost, worlds: t.Iterable[World]) -> dict[str, dict[st
                 )
             elif isinstance(item, m.PostgresqlRole):
                 role = host.state["roles"].get(item.name)
-                own[item.id] = (role["login"], role["verifier"]) if role and role["login"] else None
+                own[item.id] = (role["verifier"], *role["member_of"]) if role and role["login"] else None
             elif isinstance(item, m.Configure):
                 found = [o for o in host.state["objects"].values() if o.get("name") == item.desired["name"]]
                 own[item.id] = found

@@ -620,8 +620,11 @@ def test_postgresql(tree):
         run=run,
     ).postgresql["postgresql"]
     assert state.roles == {
-        "mini": o.RoleState(True, True),
-        "bare": o.RoleState(False, False, ("BYPASSRLS", "CREATEDB")),
+        "mini": o.RoleState(True, True, (), ("pg_monitor",)),
+        # Its membership in mini, no role of PostgreSQL's own, is nobody's business.
+        "bare": o.RoleState(
+            False, False, ("BYPASSRLS", "CREATEDB"), ("pg_monitor", "pg_read_all_data with undeclared options")
+        ),
         "o'hara": o.RoleState(True, None),
     }
     assert set(state.databases) == {'we"ird X', "mini"}

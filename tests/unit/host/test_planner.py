@@ -77,6 +77,8 @@ ANNA = o.UserState("anna", 1000, 1000, "anna", frozenset({"media"}), "", "/home/
 SYSTEM = m.User("sonarr", "sonarr", uid=2041, group="sonarr", groups=("media",))
 TABLE = m.Firewall("inet hearth", "sonarr", path="/etc/hearth/nftables/hearth.nft")
 ROLE = m.PostgresqlRole("sonarr", "sonarr", secret="sonarr/db")
+MONITOR = m.PostgresqlRole("sonarr", "sonarr", member_of=("pg_monitor",))
+ADMIN = ("pg_monitor", "pg_monitor with undeclared options", "pg_read_all_data")
 DATABASE = m.PostgresqlDatabase("sonarr", "sonarr", owner="sonarr", extensions=("hstore",))
 POSTGRESQL = m.ServiceState("postgresql", "infrastructure", units=("postgresql.service",))
 UNIT = m.Unit("sonarr.service", "sonarr")
@@ -232,6 +234,14 @@ KINDS = [
     (
         replace(ROLE, secret=""),
         server({"sonarr": o.RoleState(True, None, ("SUPERUSER",))}),
+        ["modify postgresql_role:sonarr"],
+    ),
+    (MONITOR, server({"sonarr": o.RoleState(True, None, (), ("pg_monitor",))}), []),
+    (MONITOR, server({"sonarr": o.RoleState(True)}), ["modify postgresql_role:sonarr"]),
+    (MONITOR, server({"sonarr": o.RoleState(True, None, (), ADMIN)}), ["modify postgresql_role:sonarr"]),
+    (
+        replace(ROLE, secret=""),
+        server({"sonarr": o.RoleState(True, None, (), ("pg_monitor",))}),
         ["modify postgresql_role:sonarr"],
     ),
     (DATABASE, server(), ["create postgresql_database:sonarr"]),
@@ -468,6 +478,13 @@ def test_a_unit_that_is_declared_by_its_other_name_is_not_stopped():
 def test_a_role_is_left_alone_when_its_server_goes_too():
     state = observed(**server({"sonarr": o.RoleState(True)}))
     assert plan(state, [], previous=[ROLE], services=(), before=(SONARR, POSTGRESQL)).actions == []
+
+
+def test_memberships_that_differ_are_named():
+    state = observed(**server({"sonarr": o.RoleState(True, None, (), ("pg_read_all_data",))}))
+    [action] = plan(state, [MONITOR], services=(SONARR, POSTGRESQL)).actions
+    assert action.reason == "is not in pg_monitor, is in pg_read_all_data"
+    assert (action.before["member_of"], action.after["member_of"]) == (["pg_read_all_data"], ["pg_monitor"])
 
 
 def test_a_role_that_cannot_be_seen_is_not_said_to_be_gone():
