@@ -12,7 +12,9 @@ from __future__ import annotations
 import typing as t
 from dataclasses import asdict, dataclass, field
 
-#: What may be done to an item of each kind. ``remove`` of a file that existed before Hearth is a ``restore``.
+#: What may be done to an item of each kind. ``remove`` of a file that existed before Hearth is a ``restore``. A secret of
+#: a service that is gone stays in the host's store as its data does, which it may encrypt; what delivered it (files,
+#: units, podman secrets) is removed.
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "hostname": ("set",),
     "group": ("create",),
@@ -20,7 +22,7 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "storage": ("create", "modify"),
     "package": ("install",),
     "initialize": ("run",),
-    "secret": ("store", "attributes", "remove"),
+    "secret": ("store", "attributes"),
     "directory": ("create", "modify", "remove"),
     "symlink": ("create", "modify", "remove", "restore"),
     "file": ("create", "modify", "attributes", "remove", "restore"),

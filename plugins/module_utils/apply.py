@@ -503,7 +503,7 @@ class Apply:
     # -- secrets and files --------------------------------------------------------------------------------------
 
     def _store_secrets(self, plan: Plan) -> bool:
-        """Store what was sent, remove what is no longer declared; whether anything was."""
+        """Store what was sent; whether anything was."""
         todo = [action for action in plan.actions if action.kind == "secret"]
         for action in [action for action in todo if action.operation == "attributes"]:
             step = self.journal.begin(action.id, action.operation, action.service)
@@ -517,9 +517,7 @@ class Apply:
             before = self.journal.keep(path.read_bytes()) if path.exists() else None
             data = {"do": "secret", "name": action.name, "before": before}
             step = self.journal.begin(action.id, action.operation, action.service, data)
-            if action.operation == "remove":
-                path.unlink(missing_ok=True)
-            elif action.name in self.secrets:
+            if action.name in self.secrets:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 write_atomic(path, self.secrets[action.name].encode(), 0o400)
             else:

@@ -577,7 +577,7 @@ def test_killed_at_every_instant(host: SimulatedHost, case: Case) -> None:
 
 
 def test_every_kind_of_step_is_among_them(host: SimulatedHost) -> None:
-    """A new kind of step, of undo data or of phase must be part of a case above."""
+    """A new operation, kind of undo data or phase must be part of a case above: none is left that nothing plans."""
     fresh = host.snapshot()
     steps: set[tuple[str, str]] = set()
     undos: set[str] = set()
@@ -596,7 +596,7 @@ def test_every_kind_of_step_is_among_them(host: SimulatedHost) -> None:
             elif record["type"] == "phase":
                 phases.add(record["phase"])
     known = {(kind, operation) for kind, operations in actions.OPERATIONS.items() for operation in operations}
-    known -= {("package", "install"), ("secret", "remove")}  # one step for all packages; secrets are kept
+    known -= {("package", "install")}  # one step for all packages
     known |= {("packages", "install"), ("engine", "install"), ("cleanup", "create")}
     assert (known - steps, steps - known) == (set(), set())
     assert undos == set(undo.UNDO)
