@@ -337,6 +337,8 @@ def editor_schema(data: Data, title: str) -> Data:
         if found.get("type") == "object" and "properties" in found:
             found["patternProperties"] = {"^x_": {}}
             found["properties"] = {key: loosen(value) for key, value in found["properties"].items()}
+        elif isinstance(found.get("additionalProperties"), dict):
+            found["additionalProperties"] = loosen(found["additionalProperties"])
         return found
 
     def loosen(value: Data) -> Data:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import re
 import typing as t
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 
 from ansible_collections.hearth.homelab.plugins.plugin_utils.errors import Report, nearest, short_path
 from ansible_collections.hearth.homelab.plugins.plugin_utils.explain import dotted
-from ansible_collections.hearth.homelab.plugins.plugin_utils.images import stand_in
+from ansible_collections.hearth.homelab.plugins.plugin_utils.images import InvalidReferenceError, Reference, stand_in
 from ansible_collections.hearth.homelab.plugins.plugin_utils.layers import NOWHERE, Place
 from ansible_collections.hearth.homelab.plugins.plugin_utils.model import Fleet, Host, Service
 from ansible_collections.hearth.homelab.plugins.plugin_utils.schema import (
@@ -89,9 +90,11 @@ class _Check:
     report: Report
 
     def error(
-        self, host: str, service: str, path: Path, message: str, remedy: str = "", others: t.Iterable[str] = ()
-    ) -> None:
-        where = self.facts.locate(host, service, path).where
+        self, host: str, service: str, path: Path, message: str, remedy: str = "", others: t.Iterable[str] = (),
+        at: Place = NOWHERE,
+    ) -> None:  # fmt: skip
+        """``at``: where it is written, if that is not where ``path`` of the service is."""
+        where = (self.facts.locate(host, service, path) if at is NOWHERE else at).where
         self.report.error(
             message,
             host=host,
@@ -597,10 +600,55 @@ def targets(value: object, path: tuple[str | int, ...] = ()) -> t.Iterator[tuple
             yield from targets(entry, (*path, number))
 
 
+#: An absolute URL anywhere in a text.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>|,;]+")
+
+
+def _urls(value: object) -> t.Iterator[str]:
+    """Every URL in an option's value, at whatever depth."""
+    if isinstance(value, str):
+        yield from _URL.findall(value)
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _urls(key)
+            yield from _urls(entry)
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from _urls(entry)
+
+
+def _calls(service: Service) -> t.Iterator[tuple[str, str]]:
+    """What the options of a service make it call: the option's name, and a URL or HOST with or without a port."""
+    for option, addresses in service.contribution.external.items():
+        yield from ((option, address) for address in addresses)
+    for name, value in service.options.items():
+        yield from ((f"{service.role}_{name}", address) for address in _urls(value))
+
+
 def _external(check: _Check) -> None:
     for host in check.fleet.hosts.values():
         if host.variables.hearth_external:
             continue
+        inside = (
+            f"inside are names below {host.variables.hearth_domain or 'hearth_domain'}, hosts of the fleet and addresses of "
+            "hearth_zones"
+        )
+        for service in host.services.values():
+            for option, address in dict.fromkeys(_calls(service)):
+                if not _leads_inside(check.fleet, host, address):
+                    check.error(
+                        host.name, service.name, (option,),
+                        f"calls {address}, which is outside, and hearth_external is false", inside,
+                        at=check.facts.locate(host.name, "", (option,)),
+                    )  # fmt: skip
+            container = service.contribution.run.container
+            registry = _registry(host, container.image) if container else ""
+            if registry and not _leads_inside(check.fleet, host, registry):
+                check.error(
+                    host.name, service.name, ("run", "container", "image"),
+                    f"is pulled from {registry}, which is outside, and hearth_external is false",
+                    f"hearth_image_overrides: {{{registry}: a registry inside}}",
+                )  # fmt: skip
         named = [("", path, target) for path, target in targets(host.variables)]
         for service in host.services.values():
             named += [(service.name, path, target) for path, target in targets(service.contribution)]
@@ -614,10 +662,16 @@ def _external(check: _Check) -> None:
             for address in target.addresses():
                 if not _leads_inside(check.fleet, host, address):
                     check.error(
-                        host.name, name, path, f"marked external: false, but {address} is not inside",
-                        f"inside are names below {host.variables.hearth_domain or 'hearth_domain'}, hosts of the fleet and "
-                        "addresses of hearth_zones",
+                        host.name, name, path, f"marked external: false, but {address} is not inside", inside
                     )  # fmt: skip
+
+
+def _registry(host: Host, image: str) -> str:
+    """The registry that an image is pulled from; empty where the reference names none, which podman cannot pull."""
+    try:
+        return Reference.parse(stand_in(host.variables.hearth_image_overrides, image) or image).registry
+    except InvalidReferenceError:
+        return ""
 
 
 def _leads_inside(fleet: Fleet, host: Host, address: str) -> bool:

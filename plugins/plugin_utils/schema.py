@@ -696,6 +696,11 @@ class Contribution(Model):
     dashboard: Dashboard | None = Field(None, description="Its entry on the start page.")
     notify: Notify = Field(Notify(), description="Priorities of its notifications.")
     smtp: bool = Field(False, description="Whether it sends mail.")
+    external: dict[Name, list[str]] = Field(
+        {},
+        description="What its options make it call that is not a URL in an option's value: option -> HOST with or without a "
+        "port, or URLs. Hosts with `hearth_external: false` refuse what does not lead inside, as they do URLs in options.",
+    )
     persist: list[AbsolutePath] = Field([], description="Paths to keep on hosts whose root is not kept.")
     system: System = Field(System(), description="Settings of the whole host; only in tier core.")
     requires: list[Name] = Field([], description="Services that must run before it.")

@@ -248,6 +248,21 @@ CONFLICTS: dict[str, Case] = {
         fleet({"a": native(tier="core", system={"apt_sources": [REPOSITORY]})}, core={"hearth_external": False}),
         ("service a", "system.apt_sources[0]", "a target outside, and hearth_external is false"),
     ),
+    "a target of an option in the lab": (
+        fleet({"a": native(external={"a_peers": ["localhost:25", "x.example.com", "198.51.100.9"]})}, core={
+            "hearth_external": False, "hearth_zones": {"lan": {"networks": ["192.0.2.0/24"]}}}),
+        ("service a", "a_peers", "calls 198.51.100.9, which is outside, and hearth_external is false", "example.com"),
+    ),
+    "a URL deep in an option in the lab": (
+        fleet({"a": rendering.service("a", native(), options={"settings": {"x": ["proxy 'http://example.org:3128/', y"]}})},
+              core={"hearth_external": False}),
+        ("service a", "a_settings", "calls http://example.org:3128/, which is outside"),
+    ),
+    "an image from outside in the lab": (
+        fleet({"podman": PODMAN, "a": native(run={"container": {**CONTAINER["container"], "image": "ghcr.io/a/b:1"}})},
+              core={"hearth_external": False, "hearth_image_overrides": {"ghcr.io/c": "registry.example.com/c:1"}}),
+        ("service a", "run.container.image", "is pulled from ghcr.io, which is outside", "hearth_image_overrides"),
+    ),
     "a mail address in the lab": (
         fleet({"a": native()}, core={
             "hearth_external": False, "hearth_receivers": {"me": {"email": "me@example.org", "external": False}},
@@ -314,6 +329,13 @@ FINE: dict[str, Fleet] = {
         {"proxy": PROXY},
         {"proxy": PROXY, "a": native(listen=port(), route={"name": "x", "to": "http", "access": "media"})},
     ),
+    "images and options that stay inside": fleet({
+        "podman": PODMAN,
+        "a": rendering.service("a", native(
+            run={"container": {**CONTAINER["container"], "image": "ghcr.io/c/b:1"}}, external={"a_relay": ["mail.example.com:25"]},
+        ), options={"urls": {"http://localhost:80": "text without any"}}),
+    }, core={"hearth_external": False, "hearth_image_overrides": {"ghcr.io/c": "registry.example.com/c:1"}}),
+    "what is outside, elsewhere": fleet({"a": native(external={"a_relay": ["mail.example.org:25"]})}),
     "targets inside": fleet({"a": native(run={"native": {"packages": ["x"], "repository": {
         **REPOSITORY, "external": False, "url": "http://apt.example.com/x", "key_url": "http://nas-1/key"}}})}, {}, core={
         "hearth_external": False,
@@ -480,6 +502,6 @@ def test_every_contract_is_realised_checked_or_said() -> None:
         "schema_", "summary", "tier", "run", "category", "platforms", "provides", "user", "listen", "networks",
         "storage", "mounts", "protect", "route", "database", "secrets", "files", "timers", "health", "metrics",
         "alerts", "grafana", "mqtt", "notify", "dashboard", "api", "configure",
-        "system", "requires", "wants", "upgrade",
+        "system", "external", "requires", "wants", "upgrade",
     }  # fmt: skip
     assert said | read == set(Contribution.model_fields)

@@ -26,12 +26,13 @@ from ansible_collections.hearth.homelab.plugins.plugin_utils.renderers import re
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def composition(name: str) -> compose.Composition:
+def composition(name: str, extra: dict[str, t.Any] | None = None) -> compose.Composition:
     loader = DataLoader()
     loader.set_basedir(str(ROOT / "playbooks"))  # as for site.yml
     inventory = InventoryManager(loader=loader, sources=[str(ROOT / "inventories" / name / "hosts.yml")])
     manager = VariableManager(loader=loader, inventory=inventory)
     HostVars(inventory, manager, loader)
+    manager._extra_vars = extra or {}
     return compose.compose(Source(inventory, manager, loader))
 
 
@@ -100,6 +101,52 @@ def test_the_lab_stays_inside() -> None:
         assert not host.variables.hearth_external
         assert host.variables.hearth_domain == "lab.example.com"
         assert not [name for name, receiver in host.variables.hearth_receivers.items() if receiver.external]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "service", "called"),
+    [
+        ("alertmanager_smarthost", "mail.example.org:587", "alertmanager", "mail.example.org:587"),
+        ("chrony_sources", ["pool 2.debian.pool.ntp.org iburst"], "chrony", "2.debian.pool.ntp.org"),
+        ("chrony_extra", ["refclock PHC /dev/ptp0", "Server 203.0.113.7"], "chrony", "203.0.113.7"),
+        ("syncthing_outside", True, "syncthing", "https://relays.syncthing.net"),
+        ("podman_mirrors", {"docker.io": "mirror.example.org/dockerhub"}, "podman", "mirror.example.org/dockerhub"),
+        ("sabnzbd_mirror", "http://deb.example.org/debian", "sabnzbd", "http://deb.example.org/debian"),
+        ("miniflux_settings", {"HTTP_CLIENT_PROXY": "http://203.0.113.8:3128"}, "miniflux", "http://203.0.113.8:3128"),
+        (
+            "unattended_upgrades_settings",
+            {"Unattended-Upgrade::Mail": "me@example.org"},
+            "unattended_upgrades",
+            "example.org",
+        ),
+        ("caddy_global_options", ["acme_ca https://acme.example.org/dir"], "caddy", "https://acme.example.org/dir"),
+    ],
+)
+def test_an_option_that_leads_outside_is_refused_in_the_lab(
+    option: str, value: t.Any, service: str, called: str
+) -> None:
+    problems = [
+        problem
+        for problem in composition("lab", {option: value}).report.problems
+        if not problem.message.startswith(("the secret ", "the password hash of "))
+    ]
+    assert problems
+    assert {(problem.service, problem.path) for problem in problems} == {(service, option)}
+    assert "lab-forge" in {problem.host for problem in problems}
+    assert {problem.message for problem in problems} == {
+        f"calls {called}, which is outside, and hearth_external is false"
+    }
+
+
+def test_an_image_from_outside_is_refused_in_the_lab() -> None:
+    problems = [
+        problem
+        for problem in composition("lab", {"hearth_image_overrides": {}}).report.problems
+        if problem.path == "run.container.image"
+    ]
+    found = {(problem.host, problem.service): problem.message for problem in problems}
+    message = found["lab-forge", "sonarr"]
+    assert message == "is pulled from ghcr.io, which is outside, and hearth_external is false"
 
 
 def test_configuration_files_are_what_they_say(plans: dict[str, HostPlan]) -> None:

@@ -132,12 +132,19 @@ def test_a_comment_stands_beside_every_default(role: str) -> None:
 @pytest.mark.parametrize("role", NAMES)
 def test_every_option_is_used(role: str) -> None:
     """An option that is read nowhere is worse than none (pitfalls)."""
-    text = (ROLES / role / "vars" / "contribution.yml").read_text()
+    # What `external` says of an option makes nothing of it.
+    text = str({key: value for key, value in contribution(role).items() if key != "external"})
     text += "".join(path.read_text() for path in (ROLES / role / "templates").glob("**/*") if path.is_file())
     defaults = load(role, "defaults/main.yml")
     for name in defaults:
         elsewhere = "".join(str(value) for key, value in defaults.items() if key != name)
         assert re.search(rf"\b{name}\b", text + elsewhere), f"{name} is used nowhere"
+
+
+@pytest.mark.parametrize("role", NAMES)
+def test_what_is_external_are_options(role: str) -> None:
+    """The name is shown to people, who look for it in the inventory."""
+    assert set(contribution(role).get("external", {})) <= set(load(role, "defaults/main.yml"))
 
 
 @pytest.mark.parametrize("role", NAMES)
