@@ -271,9 +271,13 @@ def alerts_page() -> tuple[str, str]:
 # --- modules ---------------------------------------------------------------------------------------------------------
 
 
-def constants(path: Path) -> dict[str, t.Any]:
+def constants(path: Path, cls: str = "") -> dict[str, t.Any]:
+    """The constants of a file, or of a class in it."""
     found = {}
-    for node in ast.parse(path.read_text()).body:
+    body = ast.parse(path.read_text()).body
+    if cls:
+        [body] = [node.body for node in body if isinstance(node, ast.ClassDef) and node.name == cls]
+    for node in body:
         if (
             isinstance(node, ast.Assign)
             and isinstance(node.targets[0], ast.Name)
@@ -290,13 +294,23 @@ def values(entries: Data, prefix: str = "") -> t.Iterator[tuple[str, str, str]]:
         yield from values(entry.get("contains") or {}, f"{prefix}{name}.")
 
 
+def documentation(source: dict[str, t.Any]) -> Data:
+    """The DOCUMENTATION of a module with the fragments that it extends, merged as ansible-doc does: its own keys win."""
+    doc: Data = yaml.safe_load(source["DOCUMENTATION"])
+    for name in doc.pop("extends_documentation_fragment", []):
+        path = ROOT / "plugins" / "doc_fragments" / f"{name.removeprefix('hearth.homelab.')}.py"
+        for key, value in yaml.safe_load(constants(path, "ModuleDocFragment")["DOCUMENTATION"]).items():
+            doc[key] = {**value, **(doc.get(key) or {})}
+    return doc
+
+
 def module_pages() -> t.Iterator[tuple[str, str]]:
     names = []
     for path in sorted((ROOT / "plugins/modules").glob("*.py")):
         source = constants(path)
         if "DOCUMENTATION" not in source:
             continue
-        doc = yaml.safe_load(source["DOCUMENTATION"])
+        doc = documentation(source)
         names.append((f"[{doc['module']}]({doc['module']}.md)", cell(doc["short_description"])))
         description = doc["description"] if isinstance(doc["description"], list) else [doc["description"]]
         options = [

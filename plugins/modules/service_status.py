@@ -14,13 +14,7 @@ description:
   - Asks the host how the services of its current generation are, in one exchange. Every unit is looked at and every
     declared health check is run, concurrently.
 author: The Hearth developers (@hearth)
-attributes:
-  check_mode:
-    support: full
-    description: Changes nothing.
-  diff_mode:
-    support: none
-    description: Changes nothing.
+extends_documentation_fragment: [hearth.homelab.read_only]
 """
 
 EXAMPLES = r"""

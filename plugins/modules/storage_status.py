@@ -15,6 +15,7 @@ description:
     databases exist and which secrets its own store has. Nothing is changed, and no value of a secret is answered.
   - C(playbooks/secrets.yml) uses it, since a key that encrypts data is generated only for what is provably new.
 author: The Hearth developers (@hearth)
+extends_documentation_fragment: [hearth.homelab.read_only]
 options:
   storage:
     description:
@@ -32,13 +33,6 @@ options:
     type: list
     elements: str
     default: []
-attributes:
-  check_mode:
-    support: full
-    description: Changes nothing.
-  diff_mode:
-    support: none
-    description: Changes nothing.
 """
 
 EXAMPLES = r"""
