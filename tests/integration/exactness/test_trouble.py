@@ -36,23 +36,23 @@ def test_an_api_that_never_answers_is_unknown_after_a_second(site: Site, exact: 
         assert {"modify file:/etc/drift/drift.conf", "restart unit:drift.service"} <= outcome.actions()
     finally:
         exact.sh("systemctl kill --signal=CONT prowlarr.service")
-        site.set_vars(FORGE, None)
-    assert site.play().actions() == {"modify file:/etc/drift/drift.conf", "restart unit:drift.service"}
+    # Everything else was done by the run that failed. The variables stay: the next test makes other ones of them.
     exact.settled()
 
 
 def test_a_mount_that_never_comes_holds_back_who_needs_it_alone(site: Site, exact: Exact) -> None:
+    before = exact.sh("cat /etc/drift/drift.conf")
     try:
         exact.sh("cat > /usr/sbin/mount.hearthtest; chmod 755 /usr/sbin/mount.hearthtest", stdin=HELPER)
         exact.sh("cat > /etc/systemd/system/srv-media.mount; systemctl daemon-reload", stdin=MOUNT)
         exact.sh("systemctl stop drift.service")
-        site.set_vars(FORGE, {"drift_greeting": "hello again", "miniflux_port": 18087})
+        site.set_vars(FORGE, {"drift_greeting": "hello there", "miniflux_port": 18087})
         outcome = site.play(expect=2)
         assert "service drift was taken back" in outcome.message
         assert "drift.service waits for srv-media.mount, which does not come up" in outcome.message, outcome.message
         assert set(outcome.converge()["taken_back"]) == {"drift"}
         assert exact.sh("curl --fail --silent http://127.0.0.1:18087/healthcheck").strip() == "OK"
-        assert exact.sh("cat /etc/drift/drift.conf") == "greeting = hello\n"
+        assert exact.sh("cat /etc/drift/drift.conf") == before
     finally:
         site.set_vars(FORGE, None)
         exact.sh(
