@@ -82,13 +82,15 @@ def workstation(site: Site) -> Workstation:
     )
     found.copy(ROOT, [*tracked(), SECRETS], "/home/anna/checkout")
     found.copy(site.directory, ["inventories", "build/lab/ssh"], "/home/anna/site", "--dereference")
-    site.ssh(
-        HOST,
-        "id deploy >/dev/null 2>&1 || useradd --create-home --shell /bin/bash deploy;"
-        "install -d -m 700 -o deploy -g deploy /home/deploy/.ssh;"
-        "install -m 600 -o deploy -g deploy /root/.ssh/authorized_keys /home/deploy/.ssh/authorized_keys;"
-        "umask 227; echo 'deploy ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/deploy",
-    )
+    # Later runs find root locked out.
+    if subprocess.run([*site.login(HOST, "deploy"), "true"], check=False, capture_output=True).returncode != 0:
+        site.ssh(
+            HOST,
+            "useradd --create-home --shell /bin/bash deploy;"
+            "install -d -m 700 -o deploy -g deploy /home/deploy/.ssh;"
+            "install -m 600 -o deploy -g deploy /root/.ssh/authorized_keys /home/deploy/.ssh/authorized_keys;"
+            "umask 227; echo 'deploy ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/deploy",
+        )
     found.run(
         # Compiling all of Ansible's collections takes longer than everything that is run from them.
         f"python3 -m venv .venv && .venv/bin/pip install --quiet --no-compile -r {HERE}/requirements.txt",

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import typing as t
 from pathlib import Path
@@ -46,9 +47,10 @@ def own(inventory: Path, directory: Path) -> dict[str, str]:
     }
 
 
-def deploy(site: Site, command: str) -> str:
-    """A command on lab-forge through the only account that is let in."""
-    found = subprocess.run([*site.login(HOST, "deploy"), command], capture_output=True, text=True, check=False)
+def sudo(site: Site, command: str) -> str:
+    """A command as root on lab-forge, through the only account that is let in."""
+    argument = f"sudo sh -c {shlex.quote(command)}"
+    found = subprocess.run([*site.login(HOST, "deploy"), argument], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout + found.stderr
     return found.stdout
 
@@ -100,9 +102,8 @@ def test_a_fresh_host_converges(site: Site, workstation: Workstation, converged:
 
 
 def test_a_secret_that_the_account_decrypted_is_the_one_in_use(site: Site, converged: dict[str, t.Any]) -> None:
-    (site.directory / "root.crt").write_text(
-        deploy(site, "sudo sh -c \"cat $(find /var/lib/caddy -path '*authorities/local/root.crt')\"")
-    )
+    root = sudo(site, "cat $(find /var/lib/caddy -path '*authorities/local/root.crt')")
+    (site.directory / "root.crt").write_text(root)
     secret = passwords()["lab"]["services"][HOST]["miniflux"]["admin_password"]
     answers = [
         site.fetch(f"https://miniflux.{DOMAIN}/v1/me", user="admin", password=value) for value in (secret, f"{secret}x")
@@ -119,24 +120,24 @@ def test_root_may_not_log_in(site: Site, converged: dict[str, t.Any]) -> None:
 def test_nothing_is_left_to_do_and_nothing_of_the_account_is_left(
     site: Site, workstation: Workstation, converged: dict[str, t.Any]
 ) -> None:
-    deploy(site, "sudo touch /run/stamp")
+    sudo(site, "touch /run/stamp")
     again = workstation.play("--diff").converge()
     assert not again["changed"], again["actions"]
     assert again["exchanges"] == 1
     # Everything travels through sudo's standard input: the account never holds a request, nor a secret in it.
-    left = "sudo find / /tmp /run /dev/shm -xdev -user deploy -newer /run/stamp -type f"
-    assert deploy(site, left).split() == []
+    left = "find / /tmp /run /dev/shm -xdev -user deploy -newer /run/stamp -type f"
+    assert sudo(site, left).split() == []
     # Nor does a plan stay on the workstation.
     assert workstation.run("find ~ -path ~/kept -prune -o -name 'plan-*.json' -print").split() == []
 
 
 def test_a_change_is_foretold(site: Site, workstation: Workstation, converged: dict[str, t.Any]) -> None:
-    deploy(site, "sudo sed -i 's/^$/# by hand/' /etc/miniflux/miniflux.conf; sudo systemctl stop miniflux")
+    sudo(site, "echo '# by hand' >>/etc/miniflux/miniflux.conf; systemctl stop miniflux")
     foretold = workstation.play("--check", "--diff").actions()
     assert "modify file:/etc/miniflux/miniflux.conf" in foretold
     assert workstation.play("--diff").actions() == foretold
     healthy = f"curl -s -o /dev/null -w '%{{http_code}}' --insecure --resolve miniflux.{DOMAIN}:443:127.0.0.1"
-    wait_until("it answers", lambda: "200" in deploy(site, f"{healthy} https://miniflux.{DOMAIN}/healthcheck"), 20)
+    wait_until("it answers", lambda: "200" in sudo(site, f"{healthy} https://miniflux.{DOMAIN}/healthcheck"), 20)
 
 
 def test_ansible_runner(site: Site, workstation: Workstation, converged: dict[str, t.Any]) -> None:
