@@ -53,6 +53,12 @@ class Workstation:
         assert "DEPRECATION WARNING" not in text, text
         return Outcome(0, text, results(text))
 
+    def sops(self, arguments: str) -> str:
+        """Runs sops on the host's secrets; {} stands for their file."""
+        folder = "../site/inventories/lab/secrets"
+        command = f"sops {arguments.format(f'{folder}/{HOST}.sops.yml')}"
+        return self.run(command, SOPS_AGE_KEY_FILE=f"{folder}/age-key.txt")
+
     def copy(self, source: Path, names: t.Iterable[str], target: str, *options: str) -> None:
         """Copies files below a directory into one that belongs to the account."""
         packed = subprocess.run(

@@ -18,6 +18,7 @@ from ..conftest import BIN, ROOT, Site, wait_until
 from .conftest import HERE, HOST, Workstation
 
 DOMAIN = "lab.example.com"
+SECRET = '["miniflux"]["admin_password"]'
 #: What keeps the plans of a run (tests/integration/callbacks).
 KEEP = {"ANSIBLE_CALLBACK_PLUGINS": "tests/integration/callbacks", "ANSIBLE_LOAD_CALLBACK_PLUGINS": "1"}
 
@@ -56,7 +57,17 @@ def sudo(site: Site, command: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def converged(site: Site, workstation: Workstation) -> dict[str, t.Any]:
+def password(workstation: Workstation) -> str:
+    """A secret that the account made: miniflux's, which was taken out of the encrypted file before."""
+    workstation.sops(f"unset {{}} '{SECRET}'")
+    for expected in (["miniflux/admin_password"], []):
+        found = workstation.play(playbook="playbooks/secrets.yml").results["Generate what is missing"][HOST]
+        assert [entry["name"] for entry in found["made"]] == expected
+    return workstation.sops(f"decrypt --extract '{SECRET}' {{}}")
+
+
+@pytest.fixture(scope="session")
+def converged(site: Site, workstation: Workstation, password: str) -> dict[str, t.Any]:
     """The first run of all tiers on a fresh host."""
     return workstation.play(KEEP_PLANS="/home/anna/kept/first", **KEEP).converge()
 
@@ -101,12 +112,14 @@ def test_a_fresh_host_converges(site: Site, workstation: Workstation, converged:
     assert all(states.values()), states
 
 
-def test_a_secret_that_the_account_decrypted_is_the_one_in_use(site: Site, converged: dict[str, t.Any]) -> None:
+def test_the_secret_that_the_account_made_is_the_one_in_use(
+    site: Site, converged: dict[str, t.Any], password: str
+) -> None:
     root = sudo(site, "cat $(find /var/lib/caddy -path '*authorities/local/root.crt')")
     (site.directory / "root.crt").write_text(root)
-    secret = passwords()["lab"]["services"][HOST]["miniflux"]["admin_password"]
+    before = passwords()["lab"]["services"][HOST]["miniflux"]["admin_password"]
     answers = [
-        site.fetch(f"https://miniflux.{DOMAIN}/v1/me", user="admin", password=value) for value in (secret, f"{secret}x")
+        site.fetch(f"https://miniflux.{DOMAIN}/v1/me", user="admin", password=value) for value in (password, before)
     ]
     assert [status for status, _body in answers] == [200, 401]
 
@@ -140,7 +153,7 @@ def test_a_change_is_foretold(site: Site, workstation: Workstation, converged: d
     wait_until("it answers", lambda: "200" in sudo(site, f"{healthy} https://miniflux.{DOMAIN}/healthcheck"), 20)
 
 
-def test_ansible_runner(site: Site, workstation: Workstation, converged: dict[str, t.Any]) -> None:
+def test_ansible_runner(workstation: Workstation, converged: dict[str, t.Any], password: str) -> None:
     """As AWX runs it: the same plan, nothing to do in one exchange, and artifacts without secrets."""
     inventory = "/home/anna/site/inventories/lab"
     workstation.run(
@@ -162,8 +175,6 @@ def test_ansible_runner(site: Site, workstation: Workstation, converged: dict[st
     artifacts = workstation.run(
         "cat ~/runner/artifacts/run/{stdout,stderr,command} ~/runner/artifacts/run/fact_cache/* 2>&1; true"
     )
-    values = {
-        value for keys in passwords()["lab"]["services"][HOST].values() for value in keys.values()
-    }  # fmt: skip
-    assert values
+    values = {value for keys in passwords()["lab"]["services"][HOST].values() for value in keys.values()} | {password}
+    assert all(len(value) >= 16 for value in values)
     assert not [value for value in values if value in events + artifacts]
