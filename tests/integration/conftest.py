@@ -91,7 +91,7 @@ class Site:
             check=False,
         )
         seconds = time.monotonic() - start
-        outcome = Outcome(found.returncode, found.stdout + found.stderr, _results(found.stdout), seconds)
+        outcome = Outcome(found.returncode, found.stdout + found.stderr, results(found.stdout), seconds)
         if expect is not None:
             assert outcome.status == expect, outcome.text[-12000:]
         return outcome
@@ -106,17 +106,19 @@ class Site:
             **extra,
         }
 
+    def login(self, host: str, user: str = "root") -> list[str]:
+        """The command that logs in on a host with the lab's key."""
+        keys = self.directory / "build" / "lab" / "ssh"
+        return [
+            "ssh", "-i", str(keys / "id_ed25519"), "-o", f"UserKnownHostsFile={keys}/known_hosts",
+            "-o", "StrictHostKeyChecking=yes", "-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=10",
+            "-o", "LogLevel=ERROR", "-o", "ControlMaster=no", f"{user}@{self.address(host)}",
+        ]  # fmt: skip
+
     def ssh(self, host: str, command: str, *, check: bool = True, stdin: str | None = None, timeout: int = 120) -> str:
         """Runs a shell command on a host and returns what it printed."""
-        hosts = yaml.safe_load((self.inventory / "hosts.yml").read_text())["all"]["children"]["lab"]["hosts"]
-        keys = self.directory / "build" / "lab" / "ssh"
         found = subprocess.run(
-            [
-                "ssh", "-i", str(keys / "id_ed25519"), "-o", f"UserKnownHostsFile={keys}/known_hosts",
-                "-o", "StrictHostKeyChecking=yes", "-o", "IdentitiesOnly=yes", "-o", "ConnectTimeout=10",
-                "-o", "LogLevel=ERROR", "-o", "ControlMaster=no", f"root@{hosts[host]['ansible_host']}", command,
-            ],
-            input=stdin, capture_output=True, text=True, timeout=timeout, check=False,
+            [*self.login(host), command], input=stdin, capture_output=True, text=True, timeout=timeout, check=False,
         )  # fmt: skip
         if check:
             assert found.returncode == 0, f"{command}: {found.stdout}{found.stderr}"
@@ -166,7 +168,7 @@ class Site:
         return int(status), body
 
 
-def _results(stdout: str) -> dict[str, dict[str, dict[str, t.Any]]]:
+def results(stdout: str) -> dict[str, dict[str, dict[str, t.Any]]]:
     start = stdout.find("{\n")
     if start < 0:
         return {}

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -27,6 +28,9 @@ SECOND = f"{NAME}-second"
 KILLED = f"{NAME}-killed"
 HOSTS = ("one", "two")
 PORT = 18099
+# Any small package will do.
+REQUIREMENTS = ROOT / "build" / f"{NAME}-requirements.txt"
+PACKAGE = "iniconfig==2.3.1"
 
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(os.geteuid() != 0, reason="the lab needs root")]
 
@@ -39,7 +43,7 @@ def program(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[
 
 
 def up() -> str:
-    return program("up", f"--name={NAME}", *HOSTS).stdout
+    return program("up", f"--name={NAME}", f"--python-requirements={REQUIREMENTS}", *HOSTS).stdout
 
 
 def status() -> dict[str, t.Any]:
@@ -74,6 +78,8 @@ def opens(host: str, address: str, port: int) -> bool:
 def the_lab() -> t.Iterator[None]:
     for name in (NAME, SECOND, KILLED):
         program("down", f"--name={name}")
+    REQUIREMENTS.parent.mkdir(exist_ok=True)
+    REQUIREMENTS.write_text(f"{PACKAGE}\n")
     before = machine.snapshot(NAME)
     up()
     directory = status()["directory"]
@@ -221,7 +227,7 @@ def test_hosts_reach_each_other_and_nothing_else() -> None:
     allowed: set[Attempt] = {
         *(("tcp", address, 22) for address in (two["address"], two["address6"])),
         *(("tcp", address, port) for address in (gateway, gateway6) for port in (53, 3142)),
-        ("tcp", gateway, 5000),
+        *(("tcp", gateway, port) for port in (3141, 5000)),
         *(("ping", address, 0) for address in (gateway, gateway6, two["address6"])),
     }
     with answering(), neighbour(bridge) as (lan, lan6):
@@ -303,6 +309,22 @@ def test_packages_come_through_the_proxy_which_serves_debian_alone() -> None:
     assert "403" in on("one", f"curl -s -o /dev/null -w '%{{http_code}}' -x {proxy} http://example.com/", check=False)
 
 
+def test_python_packages_are_those_that_were_asked_for() -> None:
+    """Offered to the host's own pip without any setting, and nothing else of the machine's files."""
+    name, _equals, version = PACKAGE.partition("==")
+    listed = on("one", f"curl -sf {status()['python_packages']}")
+    assert re.findall(r'href="([^"]+)"', listed) == [f"{name}-{version}-py3-none-any.whl"]
+    for path in ("../", "%2e%2e/", "..%2f..%2fstate.json", "/etc/passwd"):
+        asked = f"curl -s --path-as-is {status()['python_packages']}{path}"
+        text = on("one", asked)
+        assert "root:" not in text, path
+        assert set(re.findall(r'href="([^"]+)"', text)) <= {f"{name}-{version}-py3-none-any.whl"}, path
+    on("one", "apt-get install --quiet --yes --no-install-recommends python3-venv", timeout=400)
+    on("one", f"python3 -m venv /opt/venv && /opt/venv/bin/pip install --quiet {PACKAGE}", timeout=300)
+    assert on("one", f"/opt/venv/bin/python -c 'import {name}; print({name}.__name__)'").strip() == name
+    assert "No matching distribution" in on("one", "/opt/venv/bin/pip install six", check=False)
+
+
 def test_names_of_the_lab_resolve_and_no_others() -> None:
     found = status()
     assert found["hosts"]["two"]["address"] in on("one", "getent ahostsv4 two.lab.example.com")
@@ -355,10 +377,10 @@ def test_a_host_can_reboot_and_lose_power() -> None:
 
 def test_up_repairs_what_was_killed() -> None:
     for process in status()["processes"]:
-        if process["part"] in ("resolver", "registry", "apt-relay", "host-one"):
+        if process["part"] in ("resolver", "registry", "apt-relay", "wheels", "host-one"):
             os.kill(process["pid"], signal.SIGKILL)
     time.sleep(1)
-    assert {"resolver", "registry", "apt-relay", "host-one"} <= set(status()["missing"])
+    assert {"resolver", "registry", "apt-relay", "wheels", "host-one"} <= set(status()["missing"])
     up()
     assert status()["up"]
     assert "two" in on("one", "getent ahostsv4 two.lab.example.com")

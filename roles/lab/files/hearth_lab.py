@@ -3,9 +3,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Disposable Debian hosts on one Linux machine: real systemd, SSH, apt and podman in systemd-nspawn.
 
-A lab is a bridge with its own addresses, a handful of nspawn hosts on it, and three services on the bridge's address:
-an apt proxy, a resolver for the lab's names, and an image registry with stand-ins. The hosts reach each other and those
-three, nothing else. `up` records what it changes, `down` takes all of it back; caches stay.
+A lab is a bridge with its own addresses, a handful of nspawn hosts on it, and a few services on the bridge's address:
+an apt proxy, a resolver for the lab's names, an image registry with stand-ins and, where it is asked for some, Python
+packages. The hosts reach each other and those, nothing else. `up` records what it changes, `down` takes all of it back;
+caches stay.
 
 Several labs run side by side: each has a name, and from it a directory, a bridge and a subnet of its own.
 
@@ -61,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--wildcard", default="", metavar="HOST", help="host that *.DOMAIN leads to (the first)")
     command.add_argument("--apt-port", type=int, default=3142)
     command.add_argument("--registry-port", type=int, default=5000)
+    command.add_argument("--python-requirements", default="", metavar="FILE", help="Python packages for the hosts' pip")
+    command.add_argument("--python-port", type=int, default=3141)
     command.add_argument("--link", default="", metavar="PATH", help="make a link there to the lab's directory")
     command.add_argument("hosts", nargs="+", metavar="HOST[=ADDRESS]")
     command = add("down", "take everything of a lab back; caches stay")

@@ -6,25 +6,73 @@
 from __future__ import annotations
 
 import json
+import re
 import typing as t
 from pathlib import Path
 
 import ansible
 import pytest
+import yaml
 from ansible.parsing.dataloader import DataLoader
 from ansible_collections.hearth.homelab.plugins.plugin_utils import layers
 from ansible_collections.hearth.homelab.plugins.plugin_utils.layers import Place
+from packaging.specifiers import SpecifierSet
 
 from .fleets import Repository, repository
 
-#: Versions that these tests have passed with. Another one is no error: it says where to look first.
-TESTED = ("2.19",)
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_core_version() -> None:
     version = ".".join(ansible.__version__.split(".")[:2])
-    if version not in TESTED:
-        pytest.skip(f"ansible-core {version} is new to layers.py: the tests below tell whether it agrees")
+    assert version in layers.TESTED, (
+        "new to layers.py: when the other tests pass, here and in the scenarios, add it there"
+    )
+
+
+def test_the_tested_versions_are_those_that_are_said() -> None:
+    first, last = (tuple(map(int, version.split("."))) for version in (layers.TESTED[0], layers.TESTED[-1]))
+    declared = yaml.safe_load((ROOT / "meta/runtime.yml").read_text())["requires_ansible"]
+    assert declared == f">={first[0]}.{first[1]}.0,<{last[0]}.{last[1] + 1}.0"
+    roles = [yaml.safe_load(path.read_text())["galaxy_info"] for path in ROOT.glob("roles/*/meta/main.yml")]
+    assert {role["min_ansible_version"] for role in roles} == {layers.TESTED[0]}
+    page = (ROOT / "docs/controllers.md").read_text()
+    assert re.findall(r"ansible-core (\d+\.\d+)", page.partition("## Versions")[2].partition("\n## ")[0]) == list(
+        layers.TESTED
+    )
+
+
+def pins(name: str) -> dict[str, str]:
+    text = (ROOT / name).read_text()
+    return dict(re.findall(r"(?m)^([A-Za-z-]+)==(\S+)$", text))
+
+
+def test_both_ends_have_the_same_packages_but_ansible() -> None:
+    newest = pins("tests/integration/controllers/requirements.txt")
+    assert newest.pop("ansible-core").startswith(f"{layers.TESTED[-1]}.")
+    ours = pins("requirements.txt") | pins("requirements-dev.txt")
+    assert set(pins("requirements.txt")) <= set(newest)
+    assert newest.pop("ansible") != ours["ansible"]
+    assert newest == {name: ours[name] for name in newest}
+
+
+def test_the_collections_that_come_with_ansible_are_those_that_are_declared() -> None:
+    """Also with the newest one, where this is run in the scenario `controllers`."""
+    declared = yaml.safe_load((ROOT / "galaxy.yml").read_text())["dependencies"]
+    listed = yaml.safe_load((ROOT / "requirements.yml").read_text())["collections"]
+    assert {entry["name"]: entry["version"] for entry in listed} == declared
+    installed = Path(ansible.__file__).parents[1] / "ansible_collections"
+    for name, wanted in declared.items():
+        found = json.loads((installed.joinpath(*name.split(".")) / "MANIFEST.json").read_text())
+        assert SpecifierSet(wanted).contains(found["collection_info"]["version"]), name
+
+
+def test_only_layers_uses_private_parts() -> None:
+    private = re.compile(
+        r"ansible\._internal|\._(variable_manager|inventory|vars_cache|hostvars|available_variables)\b"
+    )
+    users = {path.name for path in (ROOT / "plugins").rglob("*.py") if private.search(path.read_text())}
+    assert users == {"layers.py"}
 
 
 @pytest.fixture

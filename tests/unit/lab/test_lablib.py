@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import hearth_lab
-from lablib import core, lab, machine, spec, standins
+from lablib import core, lab, machine, spec, standins, wheels
 
 
 def parse(*arguments: str) -> spec.Spec:
@@ -63,6 +64,66 @@ def test_what_a_lab_cannot_be_is_said(arguments: list[str], expected: list[str])
         parse(*arguments)
     for text in expected:
         assert text in str(found.value)
+
+
+def test_python_packages_are_pinned_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "requirements.txt"
+    path.write_text("# why\n\nthing==2  # because\nanother==1.0\n")
+    found = parse(f"--python-requirements={path}", "a1")
+    assert found.python_requirements == ("another==1.0", "thing==2")
+    assert spec.Spec.from_json(json.loads(json.dumps(found.to_json()))) == found
+    # What a lab of an earlier version has recorded.
+    older = {key: value for key, value in parse("a1").to_json().items() if not key.startswith("python_")}
+    assert spec.Spec.from_json(older) == parse("a1")
+    for line in ("thing", "thing>=2", "-r other.txt", "--index-url=https://example.com/"):
+        path.write_text(line)
+        with pytest.raises(core.LabError, match="only lines of the form NAME==VERSION"):
+            parse(f"--python-requirements={path}", "a1")
+    with pytest.raises(core.LabError, match="nowhere"):
+        parse(f"--python-requirements={tmp_path}/nowhere", "a1")
+
+
+def make_wheel(folder: Path, name: str, requires: str = "") -> None:
+    folder.mkdir(exist_ok=True)
+    with zipfile.ZipFile(folder / f"{name}-1-py3-none-any.whl", "w") as archive:
+        lines = [
+            "Metadata-Version: 2.1",
+            f"Name: {name}",
+            "Version: 1",
+            *([f"Requires-Dist: {requires}"] if requires else ()),
+        ]
+        archive.writestr(f"{name}-1.dist-info/METADATA", "\n".join(lines) + "\n")
+        archive.writestr(f"{name}-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{name}-1.dist-info/RECORD", "")
+
+
+def test_python_packages_come_from_where_the_machines_pip_takes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wheel(tmp_path / "mirror", "thing", "needed")
+    make_wheel(tmp_path / "mirror", "needed")
+    make_wheel(tmp_path / "mirror", "unwanted")
+    monkeypatch.setattr(wheels, "architecture", lambda: "amd64")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "mirror"))
+    cache = machine.Cache(tmp_path / "cache")
+    leftover = cache.wheels / ".build-killed"
+    leftover.mkdir(parents=True)
+    for name, age in (("python3.13-old", 40), ("python3.13-recent", 5)):
+        (cache.wheels / name).mkdir()
+        os.utime(cache.wheels / name, (time.time() - age * 86400,) * 2)
+    found = wheels.ensure_wheels(cache, ("thing==1",), "3.13")
+    assert sorted(path.name for path in found.iterdir()) == ["needed-1-py3-none-any.whl", "thing-1-py3-none-any.whl"]
+    assert {path.name for path in cache.wheels.iterdir()} == {found.name, "python3.13-recent"}
+    # Fetched once: the second time nothing is asked any more.
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
+    assert wheels.ensure_wheels(cache, ("thing==1",), "3.13") == found
+    with pytest.raises(core.LabError, match="pip download failed"):
+        wheels.ensure_wheels(cache, ("thing==1",), "3.14")
+    assert sorted(path.name for path in cache.wheels.iterdir() if not path.name.startswith(".build")) == sorted(
+        [found.name, "python3.13-recent"]
+    )
 
 
 def test_controllers_that_the_lab_was_given_are_taken_back() -> None:

@@ -65,11 +65,14 @@ def run(
     return done
 
 
-def run_with_progress(what: str, argv: Sequence[str | Path], log: Path, owner: Path) -> None:
-    """Run a long command; print what it is doing at least every 10 seconds, keep its output in a log."""
+def run_with_progress(
+    what: str, argv: Sequence[str | Path], log: Path, owner: Path, base: Mapping[str, str] | None = None
+) -> None:
+    """Run a long command; print what it is doing at least every 10 seconds, keep its output in a log. `base`: its environment."""
     started = time.monotonic()
     command = [str(part) for part in argv]
-    env = environment(DEBIAN_FRONTEND="noninteractive", **{OWNER: str(owner), PART: WORK})
+    marks = {OWNER: str(owner), PART: WORK}
+    env = environment(DEBIAN_FRONTEND="noninteractive", **marks) if base is None else {**base, **marks}
     last = ""
     with log.open("w", encoding="utf-8") as sink:
         process = subprocess.Popen(

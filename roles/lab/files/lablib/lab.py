@@ -47,6 +47,7 @@ from lablib.machine import Cache, find_mirror, install_tools, missing_packages, 
 from lablib.proxy import ensure_proxy, release_proxy
 from lablib.spec import Host, Spec
 from lablib.standins import build_standin, ensure_busybox, standin_definitions
+from lablib.wheels import ensure_wheels, python_of
 
 PROGRAM = Path(__file__).resolve().parents[1] / "hearth_lab.py"
 #: Seconds after which a host whose process is not seen has ended.
@@ -113,10 +114,11 @@ class Lab:
             install_tools(self.cache)
             image = ensure_image(self.cache, spec.suite, mirror)
             ensure_proxy(self.cache, mirror)
+            wheels = self.ensure_wheels(spec, image)
             self.ensure_keys()
             self.ensure_bridge(spec)
             self.ensure_firewall(spec)
-            self.ensure_services(spec)
+            self.ensure_services(spec, wheels)
             with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as copies:
                 for done in [copies.submit(self.ensure_tree, spec, host, image) for host in spec.hosts]:
                     done.result()
@@ -136,6 +138,8 @@ class Lab:
             return ["everything"]
         parts = {process.part for process in processes_of(self.directory)}
         wanted = {"resolver", "registry", "apt-relay", *(f"host-{host.name}" for host in spec.hosts)}
+        if spec.python_requirements:
+            wanted.add("wheels")
         missing = sorted(wanted - parts)
         if not processes_of(self.cache.shared):
             missing.append("apt proxy")
@@ -156,6 +160,10 @@ class Lab:
             + ", ".join(f"{host.name} ({host.address})" for host in spec.hosts))  # fmt: skip
         say(f"  nft table inet {spec.table}: those hosts reach each other and the services below, nothing else")
         say(f"  on {spec.gateway}: resolver (53), apt proxy ({spec.apt_port}), image registry ({spec.registry_port})")
+        if spec.python_requirements:
+            say(
+                f"    and Python packages ({spec.python_port}): {', '.join(spec.python_requirements)} and what they need"
+            )
         say("and stays afterwards:")
         say(f"  {self.cache.root} (images, packages, logs)")
         say(f"  Debian packages installed now: {', '.join(packages) or 'none'}")
@@ -264,7 +272,8 @@ class Lab:
         return ["-i", bridge, "-o", bridge, "-m", "comment", "--comment", "hearth-lab", "-j", "ACCEPT"]
 
     def ensure_firewall(self, spec: Spec) -> None:
-        ports = f"{{ 53, {spec.apt_port}, {spec.registry_port} }}"
+        open_ports = [53, spec.apt_port, spec.registry_port, *([spec.python_port] if spec.python_requirements else ())]
+        ports = f"{{ {', '.join(map(str, open_ports))} }}"
         # `add` before `delete`, so that one transaction replaces the table whether it was there or not.
         rules = f"""
 add table inet {spec.table}
@@ -310,7 +319,13 @@ table inet {spec.table} {{
 """
         run(["nft", "-f", "-"], stdin=rules)
 
-    def ensure_services(self, spec: Spec) -> None:
+    def ensure_wheels(self, spec: Spec, image: Path) -> Path | None:
+        """The folder of Python packages that the hosts are offered, if they are offered any."""
+        if not spec.python_requirements:
+            return None
+        return ensure_wheels(self.cache, spec.python_requirements, python_of(image))
+
+    def ensure_services(self, spec: Spec, wheels: Path | None) -> None:
         logs = self.directory / "log"
         logs.mkdir(exist_ok=True)
         if not self.running("apt-relay"):
@@ -349,6 +364,10 @@ table inet {spec.table} {{
                 {"OTEL_TRACES_EXPORTER": "none"},
             )
             wait_for_port(spec.gateway, spec.registry_port, "docker-registry", logs / "registry.log")
+        if wheels and not self.running("wheels"):
+            argv = [sys.executable, "-m", "http.server", f"--bind={spec.gateway}", f"--directory={wheels}"]
+            spawn(self.directory, "wheels", [*argv, str(spec.python_port)], logs / "wheels.log")
+            wait_for_port(spec.gateway, spec.python_port, "the list of Python packages", logs / "wheels.log")
 
     def resolver_configuration(self, spec: Spec) -> str:
         lines = [
@@ -394,6 +413,8 @@ table inet {spec.table} {{
         write(
             fresh / "etc/apt/apt.conf.d/91lab-proxy", f'Acquire::http::Proxy "http://{spec.gateway}:{spec.apt_port}";\n'
         )
+        if spec.python_requirements:
+            write(fresh / "etc/pip.conf", self.pip_configuration(spec))
         (fresh / "root/.ssh").mkdir(mode=0o700, exist_ok=True)
         public = (self.directory / "ssh/id_ed25519.pub").read_text(encoding="utf-8")
         write(fresh / "root/.ssh/authorized_keys", public, 0o600)
@@ -404,6 +425,17 @@ table inet {spec.table} {{
             limit = "# written by the hearth lab\n[containers]\npids_limit = 0\n"
             write(fresh / "etc/containers/containers.conf.d/90-lab.conf", limit)
         fresh.rename(root)
+
+    @staticmethod
+    def pip_configuration(spec: Spec) -> str:
+        return (
+            "# written by the hearth lab\n"
+            "[global]\n"
+            "no-index = true\n"
+            f"find-links = http://{spec.gateway}:{spec.python_port}/\n"
+            f"trusted-host = {spec.gateway}\n"
+            "disable-pip-version-check = true\n"
+        )
 
     @staticmethod
     def network_configuration(spec: Spec, host: Host) -> str:
@@ -656,6 +688,7 @@ table inet {spec.table} {{
             "gateway": spec.gateway,
             "apt_proxy": f"http://{spec.gateway}:{spec.apt_port}",
             "registry": spec.registry,
+            "python_packages": f"http://{spec.gateway}:{spec.python_port}/" if spec.python_requirements else "",
             "images": json.loads(images.read_text(encoding="utf-8")) if images.exists() else {},
             "ssh_config": str(self.directory / "ssh/config"),
             "ssh_key": str(self.directory / "ssh/id_ed25519"),

@@ -73,6 +73,10 @@ class Cache:
         return self.root / "proxy"
 
     @property
+    def wheels(self) -> Path:
+        return self.root / "wheels"
+
+    @property
     def policy(self) -> Path:
         return self.root / "policy-rc.d"
 

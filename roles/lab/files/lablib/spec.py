@@ -10,9 +10,11 @@ import ipaddress
 import re
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lablib.core import LabError
+from lablib.wheels import read_requirements
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}[a-z0-9]")
 NAME_RULE = "lower-case letters, digits and hyphens, 2 to 32 characters, are allowed"
@@ -39,6 +41,8 @@ class Spec:
     registry_port: int
     suite: str
     mirror: str
+    python_requirements: tuple[str, ...] = ()
+    python_port: int = 3141
 
     @property
     def bridge(self) -> str:
@@ -76,7 +80,8 @@ class Spec:
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Spec:
         hosts = tuple(Host(**host) for host in data["hosts"])
-        return Spec(**{**data, "hosts": hosts})
+        requirements = tuple(data.get("python_requirements", ()))
+        return Spec(**{**data, "hosts": hosts, "python_requirements": requirements})
 
 
 def default_subnet(name: str) -> str:
@@ -130,4 +135,6 @@ def make_spec(args: argparse.Namespace) -> Spec:
         registry_port=args.registry_port,
         suite=args.suite,
         mirror=args.mirror or "",
+        python_requirements=read_requirements(Path(args.python_requirements)) if args.python_requirements else (),
+        python_port=args.python_port,
     )
