@@ -80,6 +80,7 @@ def evaluate(
         state_dir="/var/lib/hearth",
         nonce=wanted.nonce,
     )
+    observed.original_units = generations.original_units(layout)
     blobs = frozenset(os.listdir(layout.blobs)) if layout.blobs.is_dir() else frozenset()
     plan = planner.plan(
         observed,

@@ -4,7 +4,8 @@
 """Generations: what the host was made equal to, run by run, and generation 0, what was there before.
 
 ``generations/NUMBER.json`` is written once; ``generations/current`` is a symbolic link that is replaced atomically.
-Generation 0 (``originals/``) has the files and links that existed before Hearth first wrote their paths.
+Generation 0 (``originals/``) has the files and links that existed before Hearth first wrote their paths, and how units
+were that ran before Hearth first had them.
 
 Standard library only: this module runs on hosts.
 """
@@ -197,6 +198,26 @@ def keep_originals(layout: Layout, paths: t.Iterable[str]) -> list[str]:
     if kept:
         write_json(layout.originals / "index.json", index)
     return kept
+
+
+def original_units(layout: Layout) -> dict[str, dict[str, bool]]:
+    """Units that ran or were enabled before Hearth first had them: name -> active, enabled."""
+    return t.cast("dict[str, dict[str, bool]]", read_json(layout.originals / "units.json", {}))
+
+
+def keep_original_units(layout: Layout, units: t.Mapping[str, t.Mapping[str, t.Any]]) -> None:
+    """Keep how units are that a generation has for the first time; those that neither run nor are enabled are not kept.
+
+    The caller leaves out what an earlier generation had. Durable when it returns.
+    """
+    known = original_units(layout)
+    new = {
+        name: {"active": bool(state["active"]), "enabled": state["enabled"] is True}
+        for name, state in units.items()
+        if name not in known and (state["active"] or state["enabled"] is True)
+    }
+    if new:
+        write_json(layout.originals / "units.json", {**known, **new})
 
 
 def original_content(layout: Layout, entry: t.Mapping[str, t.Any]) -> bytes:

@@ -225,6 +225,7 @@ class Observed:
     open_secrets: dict[str, str] = field(default_factory=dict)  # whose files others than root may read or change: why
     files: dict[str, FileState] = field(default_factory=dict)  # files, directories, links and markers by path
     originals: frozenset[str] = frozenset()  # paths that generation 0 keeps
+    original_units: dict[str, dict[str, bool]] = field(default_factory=dict)  # units that it keeps: active, enabled
     filled: dict[str, str] = field(default_factory=dict)  # template's digest -> digest with this host's secrets
     locales: frozenset[str] = frozenset()
     firewall: dict[str, FirewallState] = field(default_factory=dict)

@@ -298,6 +298,24 @@ def test_generation_0_keeps_what_was_there_first(tmp_path: Path) -> None:
     assert entries["/etc/link"]["target"] == "first"
 
 
+def test_generation_0_keeps_how_units_were_first(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.prepare()
+    assert generations.original_units(layout) == {}
+    first = {
+        "ssh.service": {"active": True, "enabled": True, "loaded": True},
+        "static.service": {"active": True, "enabled": None, "loaded": True},
+        "new.service": {"active": False, "enabled": None, "loaded": False},
+    }
+    generations.keep_original_units(layout, first)
+    # A unit that ran is ours by now: what it was like first is what counts.
+    generations.keep_original_units(layout, {"ssh.service": {"active": False, "enabled": False, "loaded": True}})
+    assert generations.original_units(layout) == {
+        "ssh.service": {"active": True, "enabled": True},
+        "static.service": {"active": True, "enabled": False},
+    }
+
+
 def test_a_manifest_of_another_format_is_refused() -> None:
     data = replace(manifest("a"), schema=2).to_dict()
     with pytest.raises(ValueError, match="has schema 2"):

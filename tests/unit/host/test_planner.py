@@ -412,6 +412,49 @@ def test_removal_of_each_kind(item, facts, expected, said):
     assert not result.problems
 
 
+SSH = m.Unit("ssh.service", "sonarr", guarded=True, reload_on=(f"file:{FILE.name}",))
+
+
+@pytest.mark.parametrize(
+    ("unit", "before_hearth", "expected", "said"),
+    [
+        # journald's own unit, and that of SSH, which may be the way in: they stay, and read what the role leaves them.
+        (UNIT, {"active": True, "enabled": True}, ["restart unit:sonarr.service"], "as before Hearth"),
+        (UNIT, {"active": False, "enabled": True}, ["stop unit:sonarr.service"], ""),
+        (UNIT, {"active": True, "enabled": False}, ["disable unit:sonarr.service", "restart unit:sonarr.service"], "as before"),
+        (UNIT, {}, ["stop unit:sonarr.service", "disable unit:sonarr.service"], ""),
+        (SSH, {"active": True, "enabled": True}, ["reload unit:ssh.service"], "as before Hearth"),
+        (SSH, {}, ["reload unit:ssh.service"], "may be the way to this host"),
+    ],
+)
+def test_a_unit_that_ran_before_hearth_is_handed_back(unit, before_hearth, expected, said):
+    unit = unit if unit is SSH else replace(unit, restart_on=(f"file:{FILE.name}",))
+    state = observed(
+        files={FILE.name: THERE},
+        units={unit.name: replace(RUNNING, name=unit.name, names=frozenset({unit.name}), can_reload=True)},
+        original_units={unit.name: before_hearth} if before_hearth else {},
+    )
+    result = plan(state, [], previous=[unit, FILE], services=(), before=(SONARR,))
+    assert [entry for entry in done(result) if "unit:" in entry] == expected
+    assert [said in notice.message for notice in result.notices] == [True] * bool(said)
+    # Nothing of it goes: it need not read anything again.
+    assert plan(state, [FILE], previous=[unit, FILE]).actions == [
+        action for action in result.actions if action.operation in ("stop", "disable")
+    ]
+
+
+@pytest.mark.parametrize("unit", [UNIT, SSH])
+def test_a_unit_whose_file_goes_is_stopped_whatever_was_there_before(unit):
+    file = replace(FILE, name=f"/etc/systemd/system/{unit.name}")
+    state = observed(
+        files={file.name: THERE},
+        units={unit.name: replace(RUNNING, name=unit.name, names=frozenset({unit.name}), fragment=file.name)},
+        original_units={unit.name: {"active": True, "enabled": True}},
+    )
+    result = plan(state, [], previous=[unit, file], services=(), before=(SONARR,))
+    assert done(result) == [f"stop unit:{unit.name}", f"disable unit:{unit.name}", f"remove file:{file.name}"]
+
+
 def test_an_initialisation_is_not_undone():
     item = m.Initialize("sonarr", "sonarr", argv=("true",), creates="/x")
     assert plan(observed(), [], previous=[item], services=()).actions == []
