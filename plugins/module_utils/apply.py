@@ -670,6 +670,15 @@ class Apply:
                 if path not in mine and not entry.directory and not entry.removed
             ],
         )
+        declared = self.manifest.by_id()
+        generations.keep_made_directories(
+            self.layout,
+            [
+                path
+                for path, (_, entry) in staged.items()
+                if entry.directory and not entry.removed and f"directory:{path}" not in declared
+            ],
+        )
         # Directories before what is in them; removals last, the deepest first.
         order = sorted(
             staged.values(),

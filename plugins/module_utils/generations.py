@@ -220,6 +220,19 @@ def keep_original_units(layout: Layout, units: t.Mapping[str, t.Mapping[str, t.A
         write_json(layout.originals / "units.json", {**known, **new})
 
 
+def made_directories(layout: Layout) -> list[str]:
+    """Directories that nothing declares and that Hearth made because a file of its own goes into them."""
+    return t.cast("list[str]", read_json(layout.originals / "directories.json", []))
+
+
+def keep_made_directories(layout: Layout, paths: t.Iterable[str]) -> None:
+    """Remember directories that are about to be made; those that are gone by now are forgotten."""
+    known = made_directories(layout)
+    wanted = sorted({path for path in known if layout.at(path).is_dir()} | set(paths))
+    if wanted != known:
+        write_json(layout.originals / "directories.json", wanted)
+
+
 def original_content(layout: Layout, entry: t.Mapping[str, t.Any]) -> bytes:
     """The content of a kept file."""
     return (layout.originals / str(entry["content"])).read_bytes()

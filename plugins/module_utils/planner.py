@@ -758,6 +758,7 @@ class _Planner:
             if self._remove_path(item):
                 gone.add(item.name)
         directories = [item for item in self.removed if isinstance(item, m.Directory) and item.name not in self.paths]
+        directories += self._made_directories({item.name for item in directories})
         for item in sorted(directories, key=lambda item: item.name, reverse=True):
             state = self._state(item.name)
             if self._failed(item) or state.type != "directory" or item.name in self.observed.originals:
@@ -766,9 +767,21 @@ class _Planner:
             if not left:
                 gone.add(item.name)
                 self._act("directory removal", item, "remove", "no longer declared")
+            elif item.name in self.observed.made_directories:
+                pass  # somebody else's by now
             elif not any(path.startswith(item.name.rstrip("/") + "/") for path in self._kept_paths()):
                 names = ", ".join(left[:3]) + (" ..." if len(left) > 3 else "")
                 self._notice(item, f"{item.name} stays: it is not empty ({names})")
+
+    def _made_directories(self, declared: Collection[str]) -> list[m.Directory]:
+        """Directories that were made for files which go now, and that nothing declared."""
+        found = []
+        for path in sorted(self.observed.made_directories - set(declared) - self.paths):
+            inside = [item for item in self.removed if isinstance(item, (m.File, m.Symlink, m.Directory))]
+            owner = next((item.service for item in inside if item.name.startswith(f"{path}/")), None)
+            if owner is not None:
+                found.append(m.Directory(path, owner))
+        return found
 
     def _kept_paths(self) -> set[str]:
         return self.paths | {item.name for item in self.target.values() if isinstance(item, m.Storage)}

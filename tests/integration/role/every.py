@@ -9,24 +9,19 @@ import argparse
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / ".collections")]
 
-import yaml
-
 from tests.integration.conftest import Site
-from tests.integration.role.alone import CORE, Alone
+from tests.integration.role.alone import CORE, FORGE, Alone, tier
 
 
 def roles() -> dict[str, str]:
     """Every role that contributes a service, with its tier, in the order of names."""
-    found = {}
-    for path in sorted((ROOT / "roles").glob("*/vars/contribution.yml")):
-        name = path.parts[-3]
-        found[name] = yaml.safe_load(path.read_text())[f"{name}_contribution"]["tier"]
-    return found
+    return {path.parts[-3]: tier(path.parts[-3]) for path in sorted((ROOT / "roles").glob("*/vars/contribution.yml"))}
 
 
 def main() -> int:
@@ -40,25 +35,50 @@ def main() -> int:
         parser.error(f"no such role: {', '.join(unknown)}")
     directory = arguments.site.resolve()
     site = Site(directory, directory.name)
-    site.play(playbook="playbooks/core.yml")
-    failed: dict[str, str] = {}
-    todo = [name for name in arguments.roles or every if every[name] != CORE]
+    failed: list[str] = []
+    # The core first, on a host that has nothing yet.
+    todo = sorted(arguments.roles or every, key=lambda name: (every[name] != CORE, name))
+    has_core = False
     for name in todo:
-        alone, step, start = Alone(site, name), "", time.monotonic()
-        times = []
-        try:
-            for work in (alone.bare, alone.comes, alone.again, alone.goes, alone.comes_back, alone.no_trace):
-                step, begun = work.__name__, time.monotonic()
-                work()
-                times.append(f"{step} {time.monotonic() - begun:.0f}")
-        except Exception:
-            failed[name] = f"{step}: {traceback.format_exc()}"
-        state = f"FAILED at {step}" if name in failed else "ok"
-        print(f"{name:22} {time.monotonic() - start:5.0f} s  {state} ({', '.join(times)})", flush=True)
-        if name in failed:
-            print(failed[name][-6000:], flush=True)
-    print(f"{len(todo) - len(failed)} of {len(todo)} roles work alone" + (f"; not: {', '.join(failed)}" if failed else ""))
+        if every[name] != CORE and not has_core:
+            core(site)
+            has_core = True
+        alone = Alone(site, name)
+        if not line(name, alone.bare, alone.comes, alone.again, alone.goes, alone.comes_back, alone.no_trace):
+            failed.append(name)
+    if any(every[name] == CORE for name in todo):
+        core(site)
+        for name in todo:
+            alone = Alone(site, name)
+            if alone.is_core and alone.is_guarded() and not line(f"without {name}", alone.keeps_the_way_in):
+                failed.append(f"without {name}")
+    print(f"{len(todo)} roles: " + (f"FAILED: {', '.join(failed)}" if failed else "each works alone"))
     return 1 if failed else 0
+
+
+def core(site: Site) -> None:
+    """The host has the core of the inventory."""
+    site.set_vars(FORGE, None)
+    site.play(playbook="playbooks/core.yml")
+
+
+def line(name: str, *steps: Callable[[], None]) -> bool:
+    """Runs the steps and prints one line; with what went wrong, when something did."""
+    start, times, error = time.monotonic(), [], ""
+    for step in steps:
+        begun = time.monotonic()
+        try:
+            step()
+        except Exception:
+            error = traceback.format_exc()
+        times.append(f"{step.__name__} {time.monotonic() - begun:.0f}")
+        if error:
+            break
+    state = "FAILED" if error else "ok"
+    print(f"{name:24} {time.monotonic() - start:4.0f} s  {state:6} ({', '.join(times)})", flush=True)
+    if error:
+        print(error[-8000:], flush=True)
+    return not error
 
 
 if __name__ == "__main__":

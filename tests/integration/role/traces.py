@@ -16,12 +16,13 @@ import re
 import stat
 import subprocess
 import sys
+import time
 import typing as t
 from collections.abc import Iterator
 
-#: Where services put things. Not /var/lib and /srv: a service's data, which stays, is there; only their entries are listed.
-TREES = ("/etc", "/usr/local", "/opt", "/root", "/home", "/var/spool", "/usr/lib/systemd/system")
-FOLDERS = ("/var/lib", "/srv", "/mnt", "/run", "/")
+#: Where services put things. Not /var/lib: a service's data, which stays, is there, and what programs make by themselves.
+TREES = ("/etc", "/usr/local", "/opt", "/root", "/home", "/var/spool")
+FOLDERS = ("/srv", "/mnt", "/")
 #: Units that come and go by themselves: logins, Hearth's own runs, what a timer starts.
 PASSING = re.compile(r"session-|user@|user-runtime-dir@|run-|hearth-(apply|guard|settle)|apt-daily|apt-news|man-db|dpkg-db|"
                      r"fstrim|e2scrub|systemd-tmpfiles|systemd-hostnamed|systemd-timedated|systemd-localed|modprobe@|"
@@ -47,7 +48,9 @@ def units() -> set[str]:
 
 
 def enabled() -> set[str]:
-    listed = run("systemctl", "list-unit-files", "--no-legend", "--state=enabled,enabled-runtime,linked,masked,masked-runtime")
+    listed = run(
+        "systemctl", "list-unit-files", "--no-legend", "--state=enabled,enabled-runtime,linked,masked,masked-runtime"
+    )
     return {" ".join(line.split()[:2]) for line in listed.splitlines()}
 
 
@@ -125,6 +128,22 @@ def owned() -> set[str]:
     return found
 
 
+def configured() -> list[tuple[float, float]]:
+    """When dpkg ran: what maintainer scripts made then is their packages'."""
+    found: list[tuple[float, float]] = []
+    try:
+        with open("/var/log/dpkg.log", encoding="utf-8") as stream:
+            for entry in stream:
+                moment = time.mktime(time.strptime(entry[:19], "%Y-%m-%d %H:%M:%S"))
+                if " startup " in entry or not found:
+                    found.append((moment, moment + 2))
+                else:
+                    found[-1] = (found[-1][0], moment + 2)
+    except FileNotFoundError:
+        pass
+    return found
+
+
 def walk() -> Iterator[str]:
     for tree in TREES:
         for folder, folders, names in os.walk(tree):
@@ -135,8 +154,8 @@ def walk() -> Iterator[str]:
 
 
 def files() -> dict[str, str]:
-    """Type, mode, owner and content of every path that no package has."""
-    packaged, found = owned(), {}
+    """Type, mode, owner and content of every path; those of packages are marked with =."""
+    packaged, found, runs = owned(), {}, configured()
     for path in walk():
         try:
             status = os.lstat(path)
@@ -148,7 +167,8 @@ def files() -> dict[str, str]:
                     text += " " + hashlib.sha256(stream.read()).hexdigest()
         except OSError:
             continue
-        found[("= " if path in packaged else "") + path] = text
+        is_packaged = path in packaged or any(start <= status.st_mtime <= end for start, end in runs)
+        found[("= " if is_packaged else "") + path] = text
     return found
 
 
@@ -159,7 +179,8 @@ def main() -> None:
     found["files"] = files()
     found["packages"] = run("dpkg-query", "-W", "-f=${Package}\n").split()
     found["links"] = sorted(os.listdir("/sys/class/net"))
-    found["mounts"] = sorted({line.split()[4] for line in open("/proc/self/mountinfo", encoding="utf-8")})
+    with open("/proc/self/mountinfo", encoding="utf-8") as stream:
+        found["mounts"] = sorted({line.split()[4] for line in stream})
     json.dump(found, sys.stdout)
 
 

@@ -298,6 +298,16 @@ def test_generation_0_keeps_what_was_there_first(tmp_path: Path) -> None:
     assert entries["/etc/link"]["target"] == "first"
 
 
+def test_directories_that_were_made_are_remembered_while_they_are_there(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.prepare()
+    generations.keep_made_directories(layout, ["/etc/a", "/etc/b"])
+    assert generations.made_directories(layout) == ["/etc/a", "/etc/b"]
+    layout.at("/etc/a").mkdir(parents=True)
+    generations.keep_made_directories(layout, ["/etc/c"])
+    assert generations.made_directories(layout) == ["/etc/a", "/etc/c"]
+
+
 def test_generation_0_keeps_how_units_were_first(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     layout.prepare()

@@ -480,6 +480,25 @@ def test_directories_go_with_what_is_removed_from_them_the_deepest_first():
     assert done(kept) == ["restore file:/etc/sonarr/conf.d/a"]
 
 
+def test_directories_that_were_made_for_a_file_go_with_it():
+    files = {
+        FILE.name: THERE,
+        "/etc/made/for": replace(DIRECTORY, entries=("it",)),
+        "/etc/made": replace(DIRECTORY, entries=("for",)),
+        "/etc/made/for/it": THERE,
+    }
+    previous = [FILE, m.File("/etc/made/for/it", "sonarr", digest=A)]
+    made = frozenset({"/etc/made", "/etc/made/for", "/etc/other"})
+    result = plan(observed(files=files, made_directories=made), [FILE], previous=previous)
+    gone = ["remove file:/etc/made/for/it", "remove directory:/etc/made/for", "remove directory:/etc/made"]
+    assert done(result) == gone
+    # Not where somebody put something meanwhile, nor where a file of ours stays; and those of nobody are not touched.
+    files["/etc/made"] = replace(DIRECTORY, entries=("for", "mine"))
+    result = plan(observed(files=files, made_directories=made), [FILE], previous=previous)
+    assert (done(result), result.notices) == (gone[:2], [])
+    assert plan(observed(files=files, made_directories=made), previous, previous=previous).converged
+
+
 def test_a_directory_with_something_declared_in_it_stays_silently():
     previous = [m.Directory("/etc/caddy", "sonarr"), m.File("/etc/caddy/a", "sonarr", digest=A)]
     files = {"/etc/caddy": replace(DIRECTORY, entries=("a",)), "/etc/caddy/a": THERE}
