@@ -950,7 +950,9 @@ class Apply:
                 continue  # a guarded one, which the controller confirmed
             step = self.journal.begin(action.id, action.operation, action.service, {"do": "unit", "unit": action.name})
             self.context.say(f"{action.operation} {action.name}, which no longer belongs to {action.service}")
-            found = self.context.runner.run(["systemctl", action.operation, "--", action.name], check=False, timeout=300)
+            found = self.context.runner.run(
+                ["systemctl", action.operation, "--", action.name], check=False, timeout=300
+            )
             if found.returncode != 0:
                 message = self.context.redactor.text(f"{action.name}: {explain(found)}")
                 remedy = f"journalctl -u {action.name}"

@@ -439,9 +439,7 @@ class _Observer:
         kept = {item.name for kind in ("directory", "storage") for item in self.wanted.get(kind, [])}
         leaving = {item.name for item in self.all.get("directory", [])} - kept
         # Where something of ours is or was; the others are somebody else's by now.
-        made = {
-            path for path in self.observed.made_directories if any(entry.startswith(f"{path}/") for entry in paths)
-        }
+        made = {path for path in self.observed.made_directories if any(entry.startswith(f"{path}/") for entry in paths)}
         leaving |= made - kept
         for path in sorted(paths | made):
             self.observed.files[path] = self._file(path, path in hashed, path in leaving)
@@ -536,9 +534,7 @@ class _Observer:
         states, architectures = parse_dpkg(result.stdout)
         self.observed.architecture = architectures.get("dpkg", "")
         self.observed.packages = {name: state for name, state in states.items() if name in names}
-        wanted = [
-            item for item in self.wanted.get("package", []) if self.applied is None or item.id in self.applied
-        ]
+        wanted = [item for item in self.wanted.get("package", []) if self.applied is None or item.id in self.applied]
         missing = sorted(item.name for item in wanted if not states.get(item.name, PackageState("", "")).installed)
         if missing:
             self.observed.apt = self._simulate(missing)

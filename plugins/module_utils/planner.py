@@ -890,9 +890,7 @@ class _Planner:
             return False, False
         kept = self.observed.original_units.get(item.name, {})
         if not kept and item.guarded:
-            self._notice(
-                item, f"{item.name} is no longer declared and keeps running: it may be the way to this host"
-            )
+            self._notice(item, f"{item.name} is no longer declared and keeps running: it may be the way to this host")
             return True, True
         if kept.get("active"):
             self._notice(item, f"{item.name} is no longer declared and keeps running, as before Hearth")

@@ -17,6 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / ".collections")]
 
 from tests.integration.conftest import Site
 from tests.integration.role.alone import CORE, FORGE, Alone, tier
+from tests.integration.role.among import Among
 
 
 def roles() -> dict[str, str]:
@@ -52,6 +53,10 @@ def main() -> int:
             alone = Alone(site, name)
             if alone.is_core and alone.is_guarded() and not line(f"without {name}", alone.keeps_the_way_in):
                 failed.append(f"without {name}")
+    if not arguments.roles:
+        among = Among(site)
+        if not line("among the others", among.everything, among.go, among.come_back):
+            failed.append("among the others")
     print(f"{len(todo)} roles: " + (f"FAILED: {', '.join(failed)}" if failed else "each works alone"))
     return 1 if failed else 0
 

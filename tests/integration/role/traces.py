@@ -136,9 +136,9 @@ def configured() -> list[tuple[float, float]]:
             for entry in stream:
                 moment = time.mktime(time.strptime(entry[:19], "%Y-%m-%d %H:%M:%S"))
                 if " startup " in entry or not found:
-                    found.append((moment, moment + 2))
+                    found.append((moment, moment + 1))
                 else:
-                    found[-1] = (found[-1][0], moment + 2)
+                    found[-1] = (found[-1][0], moment + 1)
     except FileNotFoundError:
         pass
     return found
@@ -167,7 +167,7 @@ def files() -> dict[str, str]:
                     text += " " + hashlib.sha256(stream.read()).hexdigest()
         except OSError:
             continue
-        is_packaged = path in packaged or any(start <= status.st_mtime <= end for start, end in runs)
+        is_packaged = path in packaged or any(start <= status.st_ctime <= end for start, end in runs)
         found[("= " if is_packaged else "") + path] = text
     return found
 

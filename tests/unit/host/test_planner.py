@@ -421,7 +421,12 @@ SSH = m.Unit("ssh.service", "sonarr", guarded=True, reload_on=(f"file:{FILE.name
         # journald's own unit, and that of SSH, which may be the way in: they stay, and read what the role leaves them.
         (UNIT, {"active": True, "enabled": True}, ["restart unit:sonarr.service"], "as before Hearth"),
         (UNIT, {"active": False, "enabled": True}, ["stop unit:sonarr.service"], ""),
-        (UNIT, {"active": True, "enabled": False}, ["disable unit:sonarr.service", "restart unit:sonarr.service"], "as before"),
+        (
+            UNIT,
+            {"active": True, "enabled": False},
+            ["disable unit:sonarr.service", "restart unit:sonarr.service"],
+            "as before",
+        ),
         (UNIT, {}, ["stop unit:sonarr.service", "disable unit:sonarr.service"], ""),
         (SSH, {"active": True, "enabled": True}, ["reload unit:ssh.service"], "as before Hearth"),
         (SSH, {}, ["reload unit:ssh.service"], "may be the way to this host"),
