@@ -62,9 +62,11 @@ def main() -> int:
 
 
 def core(site: Site) -> None:
-    """The host has the core of the inventory."""
+    """The host has the core of the inventory, which leaves nothing for others to read."""
     site.set_vars(FORGE, None)
     site.play(playbook="playbooks/core.yml")
+    alone = Alone(site, next(name for name, its in roles().items() if its == CORE))
+    alone.only(alone.services())
 
 
 def line(name: str, *steps: Callable[[], None]) -> bool:
