@@ -27,7 +27,8 @@ CORE = "core"
 #: of the packages' libraries.
 STAYS = re.compile(
     r"/etc/systemd/system/([^/]+\.wants/)?hearth-(settle|gate@)\.service|"
-    r"/etc/((passwd|group|shadow|gshadow|subuid|subgid)-?|\.pwd\.lock|\.updated|ld\.so\.cache)"
+    r"/etc/((passwd|group|shadow|gshadow|subuid|subgid)-?|\.pwd\.lock|\.updated|ld\.so\.cache)|"
+    r"/etc/rc[0-9S]\.d/K.*"  # systemctl disable says it to init scripts as well
 )
 
 
@@ -264,6 +265,9 @@ class Alone:
         items = generation["manifest"]["items"]
         data = [item["name"] for item in items if item["kind"] == "storage"]
         data += [item["name"] for item in items if item["kind"] == "file" and item.get("create_only")]
+        data += [path for item in items if item["kind"] == "initialize" for path in item.get("makes", ())]
+        made = set(json.loads(self.ssh("cat /var/lib/hearth/originals/directories.json 2>/dev/null || echo []")))
+        made |= {item["name"] for item in items if item["kind"] == "directory"}
         old, new = self.clean["files"], after["files"]
         for path in sorted({*old, *new}):
             name = path.removeprefix("= ")
@@ -271,6 +275,9 @@ class Alone:
             was, now = old.get(path), new.get(path)
             of_package = name != path and None in (was, now) and not (now is None and not removed)
             of_package = of_package or (now is None and f"= {path}" in new)  # a maintainer script wrote it anew
+            # Packages make directories in their scripts, too, and change those of others (ssl-cert).
+            is_directory = (now or was or "").startswith("d")
+            of_package = of_package or (is_directory and name not in made)
             given_back = now is not None and now.endswith(kept.get(name, {}).get("content", "-"))
             if was == now or of_package or given_back or STAYS.fullmatch(name):
                 continue
