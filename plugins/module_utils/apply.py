@@ -1232,7 +1232,9 @@ class Apply:
         }
         partial = {**carried, **{name: self.context.redactor.text(r) for name, r in self.result.taken_back.items()}}
         had = {item.name for item in (self.previous.items if self.previous else ()) if item.kind == "unit"}
-        new = {item.name for item in self.manifest.items if item.kind == "unit"} - had
+        services = self.previous.services if self.previous else {}
+        # One that a role comes to name later was its package's, and is not what the host was before Hearth.
+        new = {item.name for item in self.manifest.items if item.kind == "unit" and item.service not in services} - had
         generations.keep_original_units(
             self.layout, {name: unit for name, unit in state.baseline.items() if name in new}
         )
