@@ -201,20 +201,19 @@ def keep_originals(layout: Layout, paths: t.Iterable[str]) -> list[str]:
 
 
 def original_units(layout: Layout) -> dict[str, dict[str, bool]]:
-    """Units that ran or were enabled before Hearth first had them: name -> active, enabled."""
+    """How units were before Hearth first had them: name -> active, enabled."""
     return t.cast("dict[str, dict[str, bool]]", read_json(layout.originals / "units.json", {}))
 
 
 def keep_original_units(layout: Layout, units: t.Mapping[str, t.Mapping[str, t.Any]]) -> None:
-    """Keep how units are that a generation has for the first time; those that neither run nor are enabled are not kept.
-
-    The caller leaves out what an earlier generation had. Durable when it returns.
+    """Keep how units are that a generation has for the first time, also that they were not there: whatever starts them
+    later has them from Hearth. The caller leaves out what an earlier generation had. Durable when it returns.
     """
     known = original_units(layout)
     new = {
         name: {"active": bool(state["active"]), "enabled": state["enabled"] is True}
         for name, state in units.items()
-        if name not in known and (state["active"] or state["enabled"] is True)
+        if name not in known
     }
     if new:
         write_json(layout.originals / "units.json", {**known, **new})

@@ -889,7 +889,7 @@ class _Planner:
         if self._goes(state.fragment) or self._goes(f"/etc/systemd/system/{item.name}"):
             return False, False
         kept = self.observed.original_units.get(item.name, {})
-        if not kept and item.guarded:
+        if item.guarded and not kept.get("active"):
             self._notice(item, f"{item.name} is no longer declared and keeps running: it may be the way to this host")
             return True, True
         if kept.get("active"):

@@ -174,8 +174,10 @@ class Alone:
         return {path: digest for digest, _blank, path in (line.partition("  ") for line in found.splitlines())}
 
     def left(self) -> list[str]:
-        """What the host still has of the items that it recorded as the role's."""
+        """What the host still has of the items that it recorded as the role's, and that no other service has by now."""
         left = []
+        now = {(item["kind"], item["name"]) for item in self.site.generation()["manifest"]["items"]}
+        taken = {name for kind, name in now if kind in ("file", "symlink", "directory")}
         before = {path.removeprefix("= "): text for path, text in self.clean["files"].items()}
         data = tuple(f"{item['name']}/" for item in self.items(self.before, "storage"))
         # What the application writes to itself, inside its data, is data.
@@ -183,7 +185,7 @@ class Alone:
         for path, digest in self.sums(sorted(self.before["sums"])).items():
             # A file that was there before Hearth came is back; what Hearth wrote is not.
             ours = digest == self.before["sums"][path] and not before.get(path, "").endswith(digest)
-            if ours and not (path in theirs and path.startswith(data)):
+            if ours and path not in taken and not (path in theirs and path.startswith(data)):
                 left.append(path)
         for item in self.items(self.before, "symlink"):
             name, target = item["name"], item["target"]
@@ -193,7 +195,7 @@ class Alone:
         names = " ".join(item["name"] for item in self.items(self.before, "directory"))
         if names:
             empty = self.ssh(f"find {names} -maxdepth 0 -empty 2>/dev/null || true").split()
-            left += [name for name in empty if name not in before]
+            left += [name for name in empty if name not in before and name not in taken]
         for item in self.items(self.before, "unit"):
             state = self.ssh(f"systemctl is-active {item['name']}; systemctl is-enabled {item['name']}; true").split()
             # What Debian ran before the role came it runs afterwards.

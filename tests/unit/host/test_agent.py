@@ -318,11 +318,13 @@ def test_generation_0_keeps_how_units_were_first(tmp_path: Path) -> None:
         "new.service": {"active": False, "enabled": None, "loaded": False},
     }
     generations.keep_original_units(layout, first)
-    # A unit that ran is ours by now: what it was like first is what counts.
+    # What they were like first is what counts: one of ours that something started again was not there before Hearth.
     generations.keep_original_units(layout, {"ssh.service": {"active": False, "enabled": False, "loaded": True}})
+    generations.keep_original_units(layout, {"new.service": {"active": True, "enabled": True, "loaded": True}})
     assert generations.original_units(layout) == {
         "ssh.service": {"active": True, "enabled": True},
         "static.service": {"active": True, "enabled": False},
+        "new.service": {"active": False, "enabled": False},
     }
 
 
