@@ -43,8 +43,9 @@ class Among:
                 self.leaving.append(alone)
         assert self.leaving
         names = {alone.role for alone in self.leaving}
-        known = wait_until("everything is known", lambda: (found := self.known()) and self.expected(names) <= found, 90)
-        assert known
+        wait_until("everything is known", lambda: self.expected(names) <= self.known(), 90)
+        # Of every kind there is something to forget.
+        assert {entry.split()[0] for entry in self.of(names)} == {"target", "rules", "route", "object"}
 
     def go(self) -> None:
         names = {alone.role for alone in self.leaving}
@@ -55,7 +56,7 @@ class Among:
         nothing([f"{alone.role}: {left}" for alone in self.leaving for left in alone.left()])
         for alone in self.leaving:
             alone.data()
-        wait_until("nobody knows them any more", lambda: not self.of(names), 60)
+        wait_until(f"nobody knows them any more: {self.of(names)}", lambda: not self.of(names), 60)
 
     def come_back(self) -> None:
         self.site.set_vars(FORGE, None)
@@ -103,11 +104,9 @@ class Among:
         return found | {f"object {item['name']}" for item in self.items("configure") if item["service"] in names}
 
     def of(self, names: set[str]) -> set[str]:
-        return {
-            entry
-            for entry in self.known()
-            if entry in self.expected(names) or set(entry.split()[1:2]) & {f"{name}" for name in names}
-        }
+        """What is still known of services that are gone. Other hosts may have the same ones."""
+        theirs = {f"{what} {HOST}/{name}" for what in ("target", "rules") for name in names}
+        return self.known() & (theirs | self.expected(names))
 
     def known(self) -> set[str]:
         host = read(self.site.inventory).hosts[HOST]
@@ -116,9 +115,12 @@ class Among:
         if metrics is not None:
             port = metrics.listen("http").port
             targets = self.json(f"http://127.0.0.1:{port}/api/v1/targets")["data"]["activeTargets"]
-            found |= {f"target {target['labels'].get('service', '')}" for target in targets}
+            labels = [target["labels"] for target in targets]
+            found |= {f"target {label.get('host')}/{label.get('service')}" for label in labels}
             groups = self.json(f"http://127.0.0.1:{port}/api/v1/rules")["data"]["groups"]
-            found |= {f"rules {group['file'].rpartition('/')[2].split('.')[1]}" for group in groups}
+            # HOST.SERVICE.yml
+            names = [group["file"].rpartition("/")[2].split(".") for group in groups]
+            found |= {f"rules {name[0]}/{name[1]}" for name in names}
         for state in self.generation["manifest"]["services"].values():
             url = state.get("url")
             if url and self.answers(url):
