@@ -253,7 +253,7 @@ soak: $(VENV)/.dev ## kill SOAK_KILLS (200) runs at random on a host of its own:
 ROLES_DOWN = "$$($(FIND_PYTHON))" $(LAB_PROGRAM) down --name roles --link build/roles/build/lab >/dev/null
 .PHONY: roles
 # A lab of its own, taken down also when something fails.
-roles: $(VENV)/.dev ## prove that every role works alone, one after the other on one host: make roles [ROLES="redis sonarr"]
+roles: $(VENV)/.dev ## every role by itself, one after the other on one host (half an hour): make roles [ROLES="redis sonarr"]
 	@"$(MAKE)" --silent lab-tools
 	@$(BIN)/python tools/test_site.py roles >/dev/null
 	@down() { $(ROLES_DOWN); }; trap down EXIT; \
