@@ -250,6 +250,17 @@ soak: $(VENV)/.dev ## kill SOAK_KILLS (200) runs at random on a host of its own:
 	"$$($(FIND_PYTHON))" $(LAB_PROGRAM) up --name soak --link build/soak/build/lab lab-forge >/dev/null; \
 	$(BIN)/python tests/integration/kills/soak.py build/soak soak --kills $(SOAK_KILLS)
 
+ROLES_DOWN = "$$($(FIND_PYTHON))" $(LAB_PROGRAM) down --name roles --link build/roles/build/lab >/dev/null
+.PHONY: roles
+# A lab of its own, taken down also when something fails.
+roles: $(VENV)/.dev ## every role by itself, one after the other on one host (half an hour): make roles [ROLES="redis sonarr"]
+	@"$(MAKE)" --silent lab-tools
+	@$(BIN)/python tools/test_site.py roles >/dev/null
+	@down() { $(ROLES_DOWN); }; trap down EXIT; \
+	subnet="$$(sed -n 's/^ *lab_subnet: //p' build/roles/inventories/lab/hosts.yml)"; \
+	"$$($(FIND_PYTHON))" $(LAB_PROGRAM) up --name roles --subnet "$$subnet" --link build/roles/build/lab lab-forge >/dev/null; \
+	$(BIN)/python tests/integration/role/every.py build/roles $(ROLES)
+
 .PHONY: collection
 collection: $(VENV)/.runtime ## build the collection's tarball into build/
 	@mkdir -p build

@@ -143,6 +143,11 @@ class ActionModule(AgentAction):
         while True:
             try:
                 state = agent.call("watch", {"run": run, "offset": offset})
+                if state["awaiting_confirmation"]:
+                    # Over a connection that did not exist before the change: the old one proves nothing. Refused, it is
+                    # tried again until the host, which nobody confirmed, is as it was before and says why.
+                    self.reconnect()
+                    agent.call("confirm", {"run": run})
             except (AnsibleConnectionFailure, AgentError) as error:
                 lost_since = lost_since or time.monotonic()
                 if time.monotonic() - lost_since > _RECONNECT:
@@ -157,10 +162,6 @@ class ActionModule(AgentAction):
             offset = state["offset"]
             for event in state["events"]:
                 display.display(f"  {host}: {event['text'] if isinstance(event, dict) else event}")
-            if state["awaiting_confirmation"]:
-                # Over a connection that did not exist before the change: the old one proves nothing.
-                self.reconnect()
-                agent.call("confirm", {"run": run})
             if state["done"]:
                 return t.cast("dict[str, t.Any]", state["result"])
 

@@ -668,6 +668,15 @@ class Apply:
                 if path not in mine and not entry.directory and not entry.removed
             ],
         )
+        declared = self.manifest.by_id()
+        generations.keep_made_directories(
+            self.layout,
+            [
+                path
+                for path, (_, entry) in staged.items()
+                if entry.directory and not entry.removed and f"directory:{path}" not in declared
+            ],
+        )
         # Directories before what is in them; removals last, the deepest first.
         order = sorted(
             staged.values(),
@@ -743,17 +752,9 @@ class Apply:
         self.journal.done(step)
 
     def _stop(self, plan: Plan) -> None:
-        """Units that shall not run or be enabled any more. Never the way in, even if nothing declares it now."""
-        old = self.previous.by_id() if self.previous else {}
+        """Units that shall not run or be enabled any more."""
         for verb in ("stop", "disable"):
             todo = [action for action in plan.actions if action.kind == "unit" and action.operation == verb]
-            kept = [a for a in todo if getattr(old.get(a.id), "guarded", False) and a.id not in self.manifest.by_id()]
-            for action in kept:
-                self.actions.pop((action.id, verb), None)
-                if verb == "stop":
-                    message = f"{action.name} is no longer declared and keeps running: it may be the way to this host"
-                    self._notices([Notice(action.service, action.id, message)])
-            todo = [action for action in todo if action not in kept]
             if not todo:
                 continue
             baseline = self.journal.state.baseline
@@ -781,7 +782,8 @@ class Apply:
         placed = self.journal.state.changed
         if self.reload or undo.reads_unit_files(self.journal.state.steps):
             self.context.runner.run(["systemctl", "daemon-reload"])
-        items = self.manifest.by_id()
+        # Those that nothing declares any more as well: they keep running, without what the plan told them.
+        items = {**(self.previous.by_id() if self.previous else {}), **self.manifest.by_id()}
         firewall = [action for action in plan.actions if action.kind == "firewall"]
         units = [
             action
@@ -834,6 +836,11 @@ class Apply:
 
     def _await_controller(self) -> None:
         limit = self.request.confirm_timeout
+        before = self.previous.items if self.previous else ()
+        declared = self.manifest.by_id()
+        gone = sorted({
+            item.service for item in before if isinstance(item, m.Unit) and item.guarded and item.id not in declared
+        })  # fmt: skip
         self.context.say("waiting for the controller to confirm over a new connection")
         write_atomic(self.journal.directory / "awaiting", b"", uid=os.geteuid(), gid=os.getegid())
         end = time.monotonic() + limit
@@ -844,7 +851,10 @@ class Apply:
                     f"the controller did not reach this host over a new connection within {limit} s after the "
                     "change of firewall or SSH: everything was undone",
                     "",
-                    "check the address, port and keys that the plan gives SSH",
+                    f"{' and '.join(gone)} is no longer declared: a firewall lets nobody in through ports that nothing "
+                    "declares. Keep it, or take the firewall away as well"
+                    if gone
+                    else "check the address, port and keys that the plan gives SSH, and that the firewall has its port",
                 )
             time.sleep(0.2)
 
@@ -915,6 +925,7 @@ class Apply:
             error = host.prepare(name)
             if error:
                 self.result.problems.append(Problem(name, "", f"{name}: {error}", "run again").to_dict())
+        self._handed_back(actions)
         for name, watch in loop.watches.items():
             if watch.phase == "unhealthy":
                 self.result.problems.append(
@@ -925,6 +936,26 @@ class Apply:
         self._sentinels(loop)
         self._time("services")
         self._configure(plan)
+
+    def _handed_back(self, actions: t.Sequence[Action]) -> None:
+        """Units that keep running and that nothing declares any more read their files again. Nobody watches them."""
+        declared = self.manifest.by_id()
+        done = {(step.id, step.operation) for step in self.journal.state.steps if step.done and not step.undone}
+        for action in actions:
+            if action.id in declared or action.operation not in ("restart", "reload"):
+                continue
+            if (action.id, action.operation) in done:
+                continue  # a guarded one, which the controller confirmed
+            step = self.journal.begin(action.id, action.operation, action.service, {"do": "unit", "unit": action.name})
+            self.context.say(f"{action.operation} {action.name}, which no longer belongs to {action.service}")
+            found = self.context.runner.run(
+                ["systemctl", action.operation, "--", action.name], check=False, timeout=300
+            )
+            if found.returncode != 0:
+                message = self.context.redactor.text(f"{action.name}: {explain(found)}")
+                remedy = f"journalctl -u {action.name}"
+                self.result.problems.append(Problem(action.service, action.id, message, remedy).to_dict())
+            self.journal.done(step)
 
     def _configure(self, plan: Plan) -> None:
         """Objects that only applications' APIs can make, after all services are well. Read again: what was started in
@@ -1198,6 +1229,13 @@ class Apply:
             if self.request.scope is not None and name not in scoped and name not in self.result.taken_back
         }
         partial = {**carried, **{name: self.context.redactor.text(r) for name, r in self.result.taken_back.items()}}
+        had = {item.name for item in (self.previous.items if self.previous else ()) if item.kind == "unit"}
+        services = self.previous.services if self.previous else {}
+        # One that a role comes to name later was its package's, and is not what the host was before Hearth.
+        new = {item.name for item in self.manifest.items if item.kind == "unit" and item.service not in services} - had
+        generations.keep_original_units(
+            self.layout, {name: unit for name, unit in state.baseline.items() if name in new}
+        )
         generation = generations.record(
             self.layout,
             self.manifest,

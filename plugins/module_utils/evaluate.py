@@ -79,7 +79,10 @@ def evaluate(
         secret_reader=reader(layout),
         state_dir="/var/lib/hearth",
         nonce=wanted.nonce,
+        applied=planner.applied(manifest, scope),
+        made_directories=generations.made_directories(layout),
     )
+    observed.original_units = generations.original_units(layout)
     blobs = frozenset(os.listdir(layout.blobs)) if layout.blobs.is_dir() else frozenset()
     plan = planner.plan(
         observed,

@@ -4,7 +4,8 @@
 """Generations: what the host was made equal to, run by run, and generation 0, what was there before.
 
 ``generations/NUMBER.json`` is written once; ``generations/current`` is a symbolic link that is replaced atomically.
-Generation 0 (``originals/``) has the files and links that existed before Hearth first wrote their paths.
+Generation 0 (``originals/``) has the files and links that existed before Hearth first wrote their paths, and how units
+were that ran before Hearth first had them.
 
 Standard library only: this module runs on hosts.
 """
@@ -197,6 +198,38 @@ def keep_originals(layout: Layout, paths: t.Iterable[str]) -> list[str]:
     if kept:
         write_json(layout.originals / "index.json", index)
     return kept
+
+
+def original_units(layout: Layout) -> dict[str, dict[str, bool]]:
+    """How units were before Hearth first had them: name -> active, enabled."""
+    return t.cast("dict[str, dict[str, bool]]", read_json(layout.originals / "units.json", {}))
+
+
+def keep_original_units(layout: Layout, units: t.Mapping[str, t.Mapping[str, t.Any]]) -> None:
+    """Keep how units are that a generation has for the first time, also that they were not there: whatever starts them
+    later has them from Hearth. The caller leaves out what an earlier generation had. Durable when it returns.
+    """
+    known = original_units(layout)
+    new = {
+        name: {"active": bool(state["active"]), "enabled": state["enabled"] is True}
+        for name, state in units.items()
+        if name not in known
+    }
+    if new:
+        write_json(layout.originals / "units.json", {**known, **new})
+
+
+def made_directories(layout: Layout) -> list[str]:
+    """Directories that nothing declares and that Hearth made because a file of its own goes into them."""
+    return t.cast("list[str]", read_json(layout.originals / "directories.json", []))
+
+
+def keep_made_directories(layout: Layout, paths: t.Iterable[str]) -> None:
+    """Remember directories that are about to be made; those that are gone by now are forgotten."""
+    known = made_directories(layout)
+    wanted = sorted({path for path in known if layout.at(path).is_dir()} | set(paths))
+    if wanted != known:
+        write_json(layout.originals / "directories.json", wanted)
 
 
 def original_content(layout: Layout, entry: t.Mapping[str, t.Any]) -> bytes:

@@ -226,6 +226,8 @@ class Observed:
     open_secrets: dict[str, str] = field(default_factory=dict)  # whose files others than root may read or change: why
     files: dict[str, FileState] = field(default_factory=dict)  # files, directories, links and markers by path
     originals: frozenset[str] = frozenset()  # paths that generation 0 keeps
+    made_directories: frozenset[str] = frozenset()  # that Hearth made for its files, and nothing declares
+    original_units: dict[str, dict[str, bool]] = field(default_factory=dict)  # units that it keeps: active, enabled
     filled: dict[str, str] = field(default_factory=dict)  # template's digest -> digest with this host's secrets
     locales: frozenset[str] = frozenset()
     firewall: dict[str, FirewallState] = field(default_factory=dict)
@@ -249,13 +251,19 @@ def observe(
     secret_reader: SecretReader,
     state_dir: str = "/var/lib/hearth",
     nonce: str = "",
+    applied: Collection[str] | None = None,
+    made_directories: Collection[str] = (),
 ) -> Observed:
     """The host's state for the items of both manifests.
 
     ``originals`` are the paths that generation 0 keeps (None as a value: the path did not exist). ``nonce`` is the
-    run's, for the keyed digests of secrets.
+    run's, for the keyed digests of secrets. ``applied`` are ids of the items that the run applies (None: all): apt is
+    asked for their packages alone, because what others would install or remove is not done. ``made_directories`` are
+    those that Hearth made and nothing declares.
     """
-    return _Observer(manifest, previous, originals, System(runner, root), secret_reader, state_dir, nonce).run()
+    observer = _Observer(manifest, previous, originals, System(runner, root), secret_reader, state_dir, nonce)
+    observer.applied, observer.observed.made_directories = applied, frozenset(made_directories)
+    return observer.run()
 
 
 class _Observer:
@@ -270,6 +278,7 @@ class _Observer:
         nonce: str,
     ) -> None:
         self.manifest, self.previous, self.system = manifest, previous, system
+        self.applied: Collection[str] | None = None
         self.secret_reader, self.state_dir, self.nonce = secret_reader, state_dir, nonce
         self.observed = Observed(originals=frozenset(path for path, kept in originals.items() if kept is not None))
         self.wanted: dict[str, list[m.Item]] = {}
@@ -430,7 +439,10 @@ class _Observer:
                 paths.add(item.creates)
         kept = {item.name for kind in ("directory", "storage") for item in self.wanted.get(kind, [])}
         leaving = {item.name for item in self.all.get("directory", [])} - kept
-        for path in sorted(paths):
+        # Where something of ours is or was; the others are somebody else's by now.
+        made = {path for path in self.observed.made_directories if any(entry.startswith(f"{path}/") for entry in paths)}
+        leaving |= made - kept
+        for path in sorted(paths | made):
             self.observed.files[path] = self._file(path, path in hashed, path in leaving)
         for item in self.all.get("file", []):
             if isinstance(item, m.File) and item.holes and item.digest not in self.observed.filled:
@@ -523,7 +535,7 @@ class _Observer:
         states, architectures = parse_dpkg(result.stdout)
         self.observed.architecture = architectures.get("dpkg", "")
         self.observed.packages = {name: state for name, state in states.items() if name in names}
-        wanted = self.wanted.get("package", [])
+        wanted = [item for item in self.wanted.get("package", []) if self.applied is None or item.id in self.applied]
         missing = sorted(item.name for item in wanted if not states.get(item.name, PackageState("", "")).installed)
         if missing:
             self.observed.apt = self._simulate(missing)

@@ -758,6 +758,7 @@ class _Planner:
             if self._remove_path(item):
                 gone.add(item.name)
         directories = [item for item in self.removed if isinstance(item, m.Directory) and item.name not in self.paths]
+        directories += self._made_directories({item.name for item in directories})
         for item in sorted(directories, key=lambda item: item.name, reverse=True):
             state = self._state(item.name)
             if self._failed(item) or state.type != "directory" or item.name in self.observed.originals:
@@ -766,9 +767,21 @@ class _Planner:
             if not left:
                 gone.add(item.name)
                 self._act("directory removal", item, "remove", "no longer declared")
+            elif item.name in self.observed.made_directories:
+                pass  # somebody else's by now
             elif not any(path.startswith(item.name.rstrip("/") + "/") for path in self._kept_paths()):
                 names = ", ".join(left[:3]) + (" ..." if len(left) > 3 else "")
                 self._notice(item, f"{item.name} stays: it is not empty ({names})")
+
+    def _made_directories(self, declared: Collection[str]) -> list[m.Directory]:
+        """Directories that were made for files which go now, and that nothing declared."""
+        found = []
+        for path in sorted(self.observed.made_directories - set(declared) - self.paths):
+            inside = [item for item in self.removed if isinstance(item, (m.File, m.Symlink, m.Directory))]
+            owner = next((item.service for item in inside if item.name.startswith(f"{path}/")), None)
+            if owner is not None:
+                found.append(m.Directory(path, owner))
+        return found
 
     def _kept_paths(self) -> set[str]:
         return self.paths | {item.name for item in self.target.values() if isinstance(item, m.Storage)}
@@ -855,7 +868,7 @@ class _Planner:
         units = [item for item in self.removed if isinstance(item, m.Unit)]
         order = service_order(self.previous.services) if self.previous else []
         rank = {name: index for index, name in enumerate(reversed(order))}
-        names = {name for item in self.target.values() if isinstance(item, m.Unit) for name in self._names(item.name)}
+        names = self._declared_units()
         for item in sorted(units, key=lambda item: (rank.get(item.service, len(rank)), item.name)):
             if self._failed(item):
                 continue
@@ -863,10 +876,33 @@ class _Planner:
             if state is None or state.name in names:
                 continue  # never loaded, or declared by another of its names
             before = {"active": state.active, "enabled": state.file_state}
-            if state.active not in ("inactive", "failed"):
+            runs, starts = self._handed_back(item, state)
+            if state.active not in ("inactive", "failed") and not runs:
                 self._act("stop", item, "stop", "no longer declared", before, {"active": "inactive"})
-            if state.file_state == "enabled" or (state.file_state == "enabled-runtime" and "@" not in item.name):
+            enabled = state.file_state == "enabled" or (state.file_state == "enabled-runtime" and "@" not in item.name)
+            if enabled and not starts:
                 self._act("stop", item, "disable", "no longer declared", before, {"enabled": "disabled"})
+
+    def _handed_back(self, item: m.Unit, state: UnitState) -> tuple[bool, bool]:
+        """Whether a unit that nothing declares any more keeps running, and stays enabled: what was so before Hearth is
+        not ours to stop, and a guarded one may be the way to this host. One whose file goes is always stopped."""
+        if self._goes(state.fragment) or self._goes(f"/etc/systemd/system/{item.name}"):
+            return False, False
+        kept = self.observed.original_units.get(item.name, {})
+        if item.guarded and not kept.get("active"):
+            self._notice(item, f"{item.name} is no longer declared and keeps running: it may be the way to this host")
+            return True, True
+        if kept.get("active"):
+            self._notice(item, f"{item.name} is no longer declared and keeps running, as before Hearth")
+        return bool(kept.get("active")), bool(kept.get("enabled"))
+
+    def _goes(self, path: str) -> bool:
+        """Whether this run removes the file at a path."""
+        return f"file:{path}" in self.old and path not in self.paths
+
+    def _declared_units(self) -> set[str]:
+        """All names of the units of the resulting generation."""
+        return {name for item in self.target.values() if isinstance(item, m.Unit) for name in self._names(item.name)}
 
     def _names(self, unit: str) -> set[str]:
         """All names of a unit: its own, and its aliases."""
@@ -883,6 +919,23 @@ class _Planner:
             for unit in sorted(units, key=lambda item: (position.get(item.name, len(position)), item.name)):
                 self._unit(unit)
             self._postgresql(service)
+        for item in self.removed:
+            if isinstance(item, m.Unit) and not self._failed(item):
+                self._left_running(item)
+
+    def _left_running(self, item: m.Unit) -> None:
+        """A unit that was handed back reads its files again when some of them go."""
+        stopped = {action.name for action in self.phases["stop"] if action.operation == "stop"}
+        state = self.observed.units.get(item.name)
+        if state is None or not _runs(state) or item.name in stopped or state.name in self._declared_units():
+            return
+        _changed, removed = self._changed()
+        before = {"active": state.active, "enabled": state.file_state}
+        restart, reload = triggered(item.restart_on, removed), triggered(item.reload_on, removed)
+        if restart or (reload and not state.can_reload):
+            self._act("services", item, "restart", f"{_causes([*restart, *reload])} changed", before)
+        elif reload:
+            self._act("services", item, "reload", f"{_causes(reload)} changed", before)
 
     def _unit(self, item: m.Unit) -> None:
         if not self._in_scope(item):

@@ -158,13 +158,21 @@ def render(fleet: Fleet, host: Host, plan: PlanBuilder) -> None:
         ):
             if text:
                 path = f"{DIRECTORY}/{chain}.d/{service.name}.nft"
-                plan.file(service.name, path, common.header(service.name) + text)
+                fragment = plan.file(service.name, path, common.header(service.name) + text)
+                if _is_way_in(service):
+                    # The firewall alone (its role by itself) must not close the port that its own controller came by.
+                    plan.need(UNIT, fragment)
     plan.file(owner, MAIN, ruleset(host, owner, zones))
     plan.add(m.Firewall(common.TABLE, owner, path=MAIN))
     plan.validator("nftables", owner, ("/usr/sbin/nft", "-c", "-f", MAIN), (f"{DIRECTORY}/",))
     # The Firewall item loads a changed ruleset; the unit is for the next boot and restarts only for itself.
     plan.add(m.Unit(UNIT, owner, enabled=True, running=True, guarded=True))
     plan.trigger(UNIT, "restart", plan.file(owner, f"/etc/systemd/system/{UNIT}", common.unit_file(owner, _SERVICE)))
+
+
+def _is_way_in(service: Service) -> bool:
+    native = service.contribution.run.native
+    return native is not None and any(unit.guarded for unit in native.units)
 
 
 def ruleset(host: Host, service: str, zones: t.Mapping[str, ZoneSets]) -> str:

@@ -154,6 +154,8 @@ def test_only_our_table_and_never_the_ruleset() -> None:
     assert found["firewall:inet hearth"] == m.Firewall("inet hearth", "nftables", path=firewall.MAIN)
     assert r.unit(plan, "hearth-firewall.service").guarded
     assert found["file:/etc/hearth/nftables/input.d/sshd.nft"].service == "sshd"
+    # The firewall's role by itself never closes the way in: it brings the fragment of a guarded unit along, no other.
+    assert r.unit(plan, "hearth-firewall.service").needs == ("file:/etc/hearth/nftables/input.d/sshd.nft",)
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("nft") or not shutil.which("unshare"), reason="root and nft")

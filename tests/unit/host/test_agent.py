@@ -318,6 +318,36 @@ def test_generation_0_keeps_what_was_there_first(tmp_path: Path) -> None:
     assert entries["/etc/link"]["target"] == "first"
 
 
+def test_directories_that_were_made_are_remembered_while_they_are_there(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.prepare()
+    generations.keep_made_directories(layout, ["/etc/a", "/etc/b"])
+    assert generations.made_directories(layout) == ["/etc/a", "/etc/b"]
+    layout.at("/etc/a").mkdir(parents=True)
+    generations.keep_made_directories(layout, ["/etc/c"])
+    assert generations.made_directories(layout) == ["/etc/a", "/etc/c"]
+
+
+def test_generation_0_keeps_how_units_were_first(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.prepare()
+    assert generations.original_units(layout) == {}
+    first = {
+        "ssh.service": {"active": True, "enabled": True, "loaded": True},
+        "static.service": {"active": True, "enabled": None, "loaded": True},
+        "new.service": {"active": False, "enabled": None, "loaded": False},
+    }
+    generations.keep_original_units(layout, first)
+    # What they were like first is what counts: one of ours that something started again was not there before Hearth.
+    generations.keep_original_units(layout, {"ssh.service": {"active": False, "enabled": False, "loaded": True}})
+    generations.keep_original_units(layout, {"new.service": {"active": True, "enabled": True, "loaded": True}})
+    assert generations.original_units(layout) == {
+        "ssh.service": {"active": True, "enabled": True},
+        "static.service": {"active": True, "enabled": False},
+        "new.service": {"active": False, "enabled": False},
+    }
+
+
 def test_a_manifest_of_another_format_is_refused() -> None:
     data = replace(manifest("a"), schema=2).to_dict()
     with pytest.raises(ValueError, match="has schema 2"):

@@ -91,7 +91,8 @@ def world(
     w.add(m.Group("rydev", "base", gid=1500))
     w.add(m.Configure("base/box", "base", provider="box", url="http://127.0.0.1:9/objects", desired={"name": "base"}))
     # Enabled and running before, neither afterwards, and the other way round.
-    w.add(m.Unit("cron.service", "base", enabled=not change, running=not change))
+    reads = ("file:/etc/motd",)
+    w.add(m.Unit("cron.service", "base", enabled=not change, running=not change, restart_on=reads))
     w.add(m.Unit("atd.service", "base", enabled=change, running=change))
     w.service("nftables", "core", checks=())
     w.file("nftables", "/etc/nftables/hearth.nft", RULES % port)
@@ -438,6 +439,8 @@ CASES = [
 _bad = world("new")
 service(_bad, "bad", 2105, "crash")
 CASES[6].after = _bad
+# What ran before Hearth keeps running, and without what the plan told it; the controller comes back.
+CASES.append(Case("the way in is handed back", WORLD, world(gone=("sshd",))))
 
 
 @pytest.fixture
@@ -574,6 +577,22 @@ def test_killed_at_every_instant(host: SimulatedHost, case: Case) -> None:
     assert killer.judged > 20
     assert len(recorded.moments) > 50
     assert not killer.wrong, "\n".join(killer.wrong[:20]) + f"\n{len(killer.wrong)} in all"
+
+
+def test_what_ran_before_hearth_is_handed_back(host: SimulatedHost) -> None:
+    assert converge(host, WORLD, "first")["ok"]
+    cron = host.unit("cron.service")["invocation"]
+    result = converge(host, world(gone=("sshd", "base")), "second")
+    assert result["ok"], result
+    assert host.unit("cron.service")["invocation"] != cron  # what it reads is what it was before
+    done = {(action["operation"], action["id"]) for action in result["actions"]}
+    assert ("reload", "unit:ssh.service") in done
+    assert {action for action in done if action[0] in ("stop", "disable")} == set()
+    for unit in ("ssh.service", "cron.service"):
+        assert (host.unit(unit)["active"], host.enabled(unit), host.fresh(unit)) == ("active", True, True), unit
+    # Nothing of it was there before: it goes with the role that brought it.
+    assert converge(host, world(gone=("sshd", "base", "app", "dep", "box")), "third")["ok"]
+    assert host.unit("app.service")["active"] == "inactive"
 
 
 def test_every_kind_of_step_is_among_them(host: SimulatedHost) -> None:

@@ -99,7 +99,7 @@ def manifest(*items: m.Item, **services: m.ServiceState) -> m.Manifest:
     return m.Manifest("forge", "debian13", "amd64", states, m.sort_items(items))
 
 
-def look(tree, *items, previous=(), originals=(), run=None, services=None, before=None) -> o.Observed:
+def look(tree, *items, previous=(), originals=(), run=None, services=None, before=None, applied=None) -> o.Observed:
     return o.observe(
         manifest(*items, **(services or {})),
         manifest(*previous, **(before or {})) if previous or before else None,
@@ -108,6 +108,7 @@ def look(tree, *items, previous=(), originals=(), run=None, services=None, befor
         root=str(tree),
         secret_reader=SECRETS.get,
         nonce="nonce",
+        applied=applied,
     )
 
 
@@ -192,6 +193,16 @@ def test_nothing_is_simulated_when_nothing_is_missing(tree):
     run = runner()
     assert look(tree, m.Package("caddy", "sonarr"), run=run).apt is None
     assert not [argv for argv in run.calls if argv[0] == "apt-get"]
+
+
+def test_what_other_services_would_install_is_not_simulated(tree):
+    # A run for base alone was refused because chrony, which it does not apply, would replace systemd-timesyncd.
+    run = runner(apt=recorded("apt_removes"))
+    items = (m.Package("locales", "base"), m.Package("chrony", "chrony"))
+    assert look(tree, *items, run=run, applied={"package:locales"}).apt is not None
+    asked = [argv[argv.index("--") + 1 :] for argv in run.calls if argv[0] == "apt-get"]
+    assert asked == [("locales",)] or asked == [["locales"]]
+    assert look(tree, *items, applied=set()).apt is None
 
 
 def test_an_unknown_package_does_not_hide_what_the_others_remove(tree):

@@ -422,6 +422,54 @@ def test_removal_of_each_kind(item, facts, expected, said):
     assert not result.problems
 
 
+SSH = m.Unit("ssh.service", "sonarr", guarded=True, reload_on=(f"file:{FILE.name}",))
+
+
+@pytest.mark.parametrize(
+    ("unit", "before_hearth", "expected", "said"),
+    [
+        # journald's own unit, and that of SSH, which may be the way in: they stay, and read what the role leaves them.
+        (UNIT, {"active": True, "enabled": True}, ["restart unit:sonarr.service"], "as before Hearth"),
+        (UNIT, {"active": False, "enabled": True}, ["stop unit:sonarr.service"], ""),
+        (
+            UNIT,
+            {"active": True, "enabled": False},
+            ["disable unit:sonarr.service", "restart unit:sonarr.service"],
+            "as before",
+        ),
+        (UNIT, {}, ["stop unit:sonarr.service", "disable unit:sonarr.service"], ""),
+        (SSH, {"active": True, "enabled": True}, ["reload unit:ssh.service"], "as before Hearth"),
+        (SSH, {}, ["reload unit:ssh.service"], "may be the way to this host"),
+    ],
+)
+def test_a_unit_that_ran_before_hearth_is_handed_back(unit, before_hearth, expected, said):
+    unit = unit if unit is SSH else replace(unit, restart_on=(f"file:{FILE.name}",))
+    state = observed(
+        files={FILE.name: THERE},
+        units={unit.name: replace(RUNNING, name=unit.name, names=frozenset({unit.name}), can_reload=True)},
+        original_units={unit.name: before_hearth} if before_hearth else {},
+    )
+    result = plan(state, [], previous=[unit, FILE], services=(), before=(SONARR,))
+    assert [entry for entry in done(result) if "unit:" in entry] == expected
+    assert [said in notice.message for notice in result.notices] == [True] * bool(said)
+    # Nothing of it goes: it need not read anything again.
+    assert plan(state, [FILE], previous=[unit, FILE]).actions == [
+        action for action in result.actions if action.operation in ("stop", "disable")
+    ]
+
+
+@pytest.mark.parametrize("unit", [UNIT, SSH])
+def test_a_unit_whose_file_goes_is_stopped_whatever_was_there_before(unit):
+    file = replace(FILE, name=f"/etc/systemd/system/{unit.name}")
+    state = observed(
+        files={file.name: THERE},
+        units={unit.name: replace(RUNNING, name=unit.name, names=frozenset({unit.name}), fragment=file.name)},
+        original_units={unit.name: {"active": True, "enabled": True}},
+    )
+    result = plan(state, [], previous=[unit, file], services=(), before=(SONARR,))
+    assert done(result) == [f"stop unit:{unit.name}", f"disable unit:{unit.name}", f"remove file:{file.name}"]
+
+
 def test_an_initialisation_is_not_undone():
     item = m.Initialize("sonarr", "sonarr", argv=("true",), creates="/x")
     assert plan(observed(), [], previous=[item], services=()).actions == []
@@ -445,6 +493,25 @@ def test_directories_go_with_what_is_removed_from_them_the_deepest_first():
     ]
     kept = plan(observed(files=files, originals=frozenset({"/etc/sonarr/conf.d/a"})), [], previous=previous)
     assert done(kept) == ["restore file:/etc/sonarr/conf.d/a"]
+
+
+def test_directories_that_were_made_for_a_file_go_with_it():
+    files = {
+        FILE.name: THERE,
+        "/etc/made/for": replace(DIRECTORY, entries=("it",)),
+        "/etc/made": replace(DIRECTORY, entries=("for",)),
+        "/etc/made/for/it": THERE,
+    }
+    previous = [FILE, m.File("/etc/made/for/it", "sonarr", digest=A)]
+    made = frozenset({"/etc/made", "/etc/made/for", "/etc/other"})
+    result = plan(observed(files=files, made_directories=made), [FILE], previous=previous)
+    gone = ["remove file:/etc/made/for/it", "remove directory:/etc/made/for", "remove directory:/etc/made"]
+    assert done(result) == gone
+    # Not where somebody put something meanwhile, nor where a file of ours stays; and those of nobody are not touched.
+    files["/etc/made"] = replace(DIRECTORY, entries=("for", "mine"))
+    result = plan(observed(files=files, made_directories=made), [FILE], previous=previous)
+    assert (done(result), result.notices) == (gone[:2], [])
+    assert plan(observed(files=files, made_directories=made), previous, previous=previous).converged
 
 
 def test_a_directory_with_something_declared_in_it_stays_silently():
