@@ -28,7 +28,7 @@ TIMEOUT = 120.0
 
 #: What ``fill`` makes as large as there is room, but for SPARE bytes.
 FILLER = "/run/small/filler"
-SPARE = 2 * 4096
+SPARE = 5 * 4096
 
 
 def process(run: str, command: str) -> int | None:
