@@ -128,7 +128,7 @@ class Host:
     def follow(self, run: str, confirm: bool = True, show: bool = True) -> dict[str, t.Any]:
         offset, begun = 0, time.monotonic()
         while True:
-            answer = self.call("watch", {"run": run, "offset": offset})
+            answer = self.call("watch", {"run": run, "offset": offset, "timeout": 3})
             if "error" in answer:
                 raise RuntimeError(answer["error"])
             offset = answer["offset"]
