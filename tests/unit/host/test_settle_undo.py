@@ -307,7 +307,9 @@ def test_early_in_the_boot_files_go_back_and_the_rest_is_queued(layout: Layout, 
 
 def test_early_in_the_boot_systemd_reads_and_queues_what_went_back(layout: Layout) -> None:
     """It had read the new unit files, and queued what was enabled then."""
-    runner = FakeRunner({"systemctl": "dnsmasq.service enabled enabled\nssh.service enabled enabled\n", "systemd-run": ""})
+    runner = FakeRunner(
+        {"systemctl": "dnsmasq.service enabled enabled\nssh.service enabled enabled\n", "systemd-run": ""}
+    )
     context = context_of(layout, runner, early=True)
     journal = context.journal
     journal.phase("prepare")
