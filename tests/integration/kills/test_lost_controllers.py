@@ -96,6 +96,7 @@ WATCHES = "grep -qs '\"services\"' /var/lib/hearth/runs/$r/journal.jsonl"
 @pytest.mark.parametrize(
     ("phase", "condition"),
     [("it has just sent everything", "true"), ("the host applies", APPLIES), ("it watches", WATCHES)],
+    ids=("sent", "applying", "watching"),
 )
 def test_the_controller_is_killed_when(site: Site, host: LabHost, phase: str, condition: str) -> None:
     text, watches = f"killed when {phase}", condition == WATCHES
