@@ -44,10 +44,12 @@ def main() -> int:
     fleet.well(fleet.current)
     ends: collections.Counter[str] = collections.Counter()
     for number in range(1, arguments.kills + 1):
-        way, delay = random.choice(WAYS), random.uniform(0.0, 9.0)
+        # A run is past its files within a second or two once it is confirmed: half of them are killed before.
+        way, confirm = random.choice(WAYS), random.random() < 0.5
+        delay = random.uniform(0.0, 9.0 if confirm else 2.0)
         what, run = f"{number}: {way} after {delay:.1f} s", host.name_run()
         try:
-            ended = kill(fleet, run, way, delay)
+            ended = kill(fleet, run, way, delay, confirm)
         except (AssertionError, RuntimeError) as error:
             print(f"{what}: WRONG\n{error}\nThe run's journal and events:", flush=True)
             print(host.sh(f"cd /var/lib/hearth/runs/{run} && cat journal.jsonl events.jsonl", check=False))
@@ -60,11 +62,11 @@ def main() -> int:
     return 0
 
 
-def kill(fleet: Fleet, run: str, way: str, delay: float) -> str:
+def kill(fleet: Fleet, run: str, way: str, delay: float, confirm: bool) -> str:
     """One run that changes the host and is killed; how it ended, once the host was found well."""
     host, old, new = fleet.host, fleet.current, fleet.next()
     host.start(new.manifest, new.blobs, new.secrets, run=run, confirm_timeout=20)
-    if random.random() < 0.9:
+    if confirm:
         host.call("confirm", {"run": run})
     time.sleep(delay)
     if way == "power":
