@@ -79,6 +79,8 @@ def wanted(
     return world
 
 
+#: Without a PAM session: where one ends, logind removes the shared memory of a user that is not a system user
+#: (logind.conf(5), RemoveIPC=; roles/base says no). setpriv(1) is what the engine uses.
 #: Questions to the host of which ``Fleet.well`` knows the answers.
 LOOK = {
     **STATE,
@@ -87,7 +89,7 @@ LOOK = {
     "guards": "systemctl list-units --all --no-legend --plain 'hearth-guard*'",
     "failed": "systemctl list-units --failed --no-legend --plain",
     "data": "stat -c '%n %u %g %a %s' /var/lib/app/precious; cat /var/lib/app/precious; "
-    "runuser -u postgres -- psql -XAtc 'select * from precious' postgres",
+    "setpriv --reuid postgres --regid postgres --init-groups psql -XAtc 'select * from precious' postgres",
 }
 
 
@@ -125,7 +127,9 @@ class Fleet:
         self.host.sh(
             "echo data >/var/lib/app/precious; chown app:app /var/lib/app/precious; chmod 600 /var/lib/app/precious"
         )
-        self.host.sh("runuser -u postgres -- psql -qXAtc 'create table precious as select 42' postgres")
+        self.host.sh(
+            "setpriv --reuid postgres --regid postgres --init-groups psql -qXAtc 'create table precious as select 42' postgres"
+        )
         self.precious = self.host.ask({"data": LOOK["data"]})["data"]
 
     def interrupt(self, world: World, record: dict[str, t.Any], how: str, confirm: bool = True) -> dict[str, t.Any]:
