@@ -302,9 +302,12 @@ def _events(path: Path, offset: int) -> tuple[list[t.Any], int]:
 
 
 def _alive(run: str) -> bool:
+    """Whether something applies or settles a run, or will: a unit that OnFailure= or the boot has queued is inactive yet."""
     names = [f"hearth-apply-{run}.service", "hearth-settle.service", "hearth-settle-late.service"]
-    done = SystemRunner().run(["systemctl", "is-active", "--", *names], check=False)
-    return any(state in ("active", "activating", "deactivating", "reloading") for state in done.stdout.split())
+    argv = ["systemctl", "show", "--property=ActiveState", "--property=Job", "--", *names]
+    done = SystemRunner().run(argv, check=False)
+    busy = {f"ActiveState={state}" for state in ("active", "activating", "deactivating", "reloading")}
+    return any(line in busy or (line.startswith("Job=") and line != "Job=") for line in done.stdout.split())
 
 
 def confirm(layout: Layout, request: t.Mapping[str, t.Any]) -> Answer:

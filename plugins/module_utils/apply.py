@@ -11,6 +11,7 @@ Standard library only: this module runs on hosts.
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
 import pwd
@@ -50,6 +51,10 @@ from ansible_collections.hearth.homelab.plugins.module_utils.undo import Context
 
 #: Free space that must be left after the files are placed (bytes).
 MARGIN = 100 * 1024 * 1024
+
+#: Errors of a full disk (open(2), write(2)), and what to do.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MAKE_ROOM = "everything was undone: make room on this host, then run again"
 
 #: Seconds that the guard's timer waits longer than the run itself does for the controller.
 GUARD_MARGIN = 30
@@ -180,7 +185,11 @@ class Apply:
             )
             self._undo(Problem(", ".join(concerned), "", str(error), ""))
         except (CommandError, OSError, ValueError, KeyError) as error:
-            self._undo(Problem("", "", f"{type(error).__name__}: {error}", ""))
+            if isinstance(error, OSError) and error.errno in FULL:
+                where = f" ({error.filename})" if error.filename else ""
+                self._undo(Problem("", "", f"the disk is full: {error.strerror}{where}", MAKE_ROOM))
+            else:
+                self._undo(Problem("", "", f"{type(error).__name__}: {error}", ""))
         return self.result
 
     def _undo(self, problem: Problem) -> None:
@@ -697,9 +706,9 @@ class Apply:
             try:
                 self._put_one(real, entry)
             except OSError as error:
-                raise RunError(
-                    action.service, f"{entry.path} cannot be written: {error.strerror}", action.id
-                ) from error
+                message = f"{entry.path} cannot be written: {error.strerror}"
+                remedy = MAKE_ROOM if error.errno in FULL else ""
+                raise RunError(action.service, message, action.id, remedy) from error
             touched.add(real.parent)
         for directory in touched:
             if directory.is_dir():

@@ -15,8 +15,11 @@ Standard library only: this module runs on hosts.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+import threading
 import time
 import typing as t
 from pathlib import Path
@@ -44,15 +47,25 @@ from ansible_collections.hearth.homelab.plugins.module_utils.undo import Context
 
 
 class Events:
-    """Progress lines of a run, for people who watch it; never with a secret."""
+    """Progress lines of a run, for people who watch it; never with a secret. Images are pulled side by side: thread-safe.
+
+    A line for which there is no room is left out. It must not keep a run whose disk is full from being undone, which is
+    what gives the reserved space back.
+    """
 
     def __init__(self, path: Path, redactor: Redactor) -> None:
-        self._path, self._redactor = path, redactor
+        self._path, self._redactor, self._lock = path, redactor, threading.Lock()
 
     def __call__(self, text: str) -> None:
-        line = json.dumps({"time": round(time.time(), 3), "text": self._redactor.text(text)})
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+        line = json.dumps({"time": round(time.time(), 3), "text": self._redactor.text(text)}).encode() + b"\n"
+        with self._lock, contextlib.suppress(OSError):
+            handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            try:
+                before = os.fstat(handle).st_size
+                if os.write(handle, line) < len(line):
+                    os.ftruncate(handle, before)  # half a line would be put before the next one
+            finally:
+                os.close(handle)
 
 
 def stored_secrets(layout: Layout) -> list[str]:
@@ -82,6 +95,8 @@ def begin(layout: Layout, run: str) -> None:
 def finish(layout: Layout, context: Context, result: Result, phase: str) -> Result:
     """Write the result, end the journal, remove what belonged to the run alone."""
     data = context.redactor.data(result.to_dict())
+    # Nothing is undone any more, and the result needs room, too.
+    context.journal.release()
     # The result first: a crash between the two settles again and writes it anew.
     write_json(context.journal.directory / "result.json", data)
     context.journal.phase(phase)

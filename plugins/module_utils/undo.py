@@ -178,6 +178,8 @@ def _restore_user(context: Context, data: t.Mapping[str, t.Any]) -> None:
 
 
 def _restore_enabled(context: Context, data: t.Mapping[str, t.Any]) -> None:
+    if not data["before"]:
+        _unqueue(context, [data["unit"]])
     verb = "enable" if data["before"] else "disable"
     context.runner.run(["systemctl", verb, "--no-reload", "--quiet", "--", data["unit"]])
 
@@ -186,7 +188,28 @@ def _restore_package_units(context: Context, data: t.Mapping[str, t.Any]) -> Non
     """Units that an installation enabled must not come up with a distribution's defaults at the next boot."""
     fresh = sorted(set(enabled_units(context)) - set(data["enabled"]))
     if fresh:
+        _unqueue(context, fresh)
         context.runner.run(["systemctl", "disable", "--no-reload", "--quiet", "--", *fresh])
+
+
+def _unqueue(context: Context, units: t.Iterable[str]) -> None:
+    """Early in a boot systemd has queued what was enabled when it began: taking the link away comes too late for that."""
+    baseline = context.journal.state.baseline
+    names = [name for name in units if not baseline.get(name, {}).get("active", False)]
+    if context.early and names:
+        context.call(["systemctl", "stop", "--no-block", "--", *names])
+
+
+def _boot_with_these(context: Context, steps: t.Sequence[Step]) -> None:
+    """Early in a boot: systemd has read its unit files, and queued what they want, before they went back."""
+    if not reads_unit_files(steps):
+        return
+    context.call(["systemctl", "daemon-reload"])
+    baseline = context.journal.state.baseline
+    again = {step.undo["unit"] for step in steps if step.undo and step.undo["do"] == "enabled" and step.undo["before"]}
+    names = sorted(name for name in again if baseline.get(name, {}).get("active", False))
+    if names:
+        context.call(["systemctl", "start", "--no-block", "--", *names])
 
 
 def enabled_units(context: Context) -> list[str]:
@@ -423,6 +446,7 @@ def take_back(
     )
     if context.early:
         undo_steps(context, steps)
+        _boot_with_these(context, all_steps)
         return work
     # First: systemd knows how to stop a unit only while its file is there.
     _act(context, "stop", _loaded(context, work.stop))

@@ -61,6 +61,14 @@ class Host:
             raise RuntimeError(f"{command}: {done.returncode}: {done.stderr.decode()}{done.stdout.decode()}")
         return done.stdout.decode()
 
+    def ask(self, questions: t.Mapping[str, str]) -> dict[str, str]:
+        """What several shell commands print, whatever their exit status, over one session."""
+        script = "".join(f"printf '\\0'\n{{ {command}\n}} 2>/dev/null\n" for command in questions.values())
+        answers = self.sh(script, check=False).split("\0")[1:]
+        if len(answers) != len(questions):
+            raise RuntimeError(f"{len(questions)} questions, {len(answers)} answers")
+        return {name: answer.strip() for name, answer in zip(questions, answers, strict=True)}
+
     def install(self) -> None:
         files = protocol.agent_files(MODULE_UTILS)
         digest = protocol.agent_digest(files)
@@ -120,7 +128,7 @@ class Host:
     def follow(self, run: str, confirm: bool = True, show: bool = True) -> dict[str, t.Any]:
         offset, begun = 0, time.monotonic()
         while True:
-            answer = self.call("watch", {"run": run, "offset": offset})
+            answer = self.call("watch", {"run": run, "offset": offset, "timeout": 3})
             if "error" in answer:
                 raise RuntimeError(answer["error"])
             offset = answer["offset"]

@@ -107,20 +107,20 @@ def fleet(text: str = "old", port: int = 9000, apps: bool = True, caddyfile: str
     return world
 
 
+#: What must agree: the files' version, the rules on disk and live, the units, and what must not be left.
+STATE = {
+    "text": "sed -n 's/message=//p' /etc/app/conf",
+    "disk": "grep -o '90[0-9]*' /etc/nftables/hearth.nft",
+    "live": "nft list table inet hearth | grep -o '90[0-9]*'",
+    "units": "systemctl is-active app dep caddy ssh | paste -sd ' '",
+    "served": "curl -s http://127.0.0.1:8101/index.html | sed -n 's/message=//p'",
+    "left": "find / /etc /var/lib/hearth -xdev -name '*.hearth-tmp'; ls /usr/sbin/policy-rc.d /var/lib/hearth/active "
+    "/run/systemd/system/*.service; ls -A /run/hearth; dpkg --audit",
+}
+
+
 def state(host: Host) -> dict[str, str]:
-    """What must agree: the files' version, the rules on disk and live, the units, and what must not be left."""
-    return {
-        "text": host.sh("sed -n 's/message=//p' /etc/app/conf", check=False).strip(),
-        "disk": host.sh("grep -o '90[0-9]*' /etc/nftables/hearth.nft", check=False).strip(),
-        "live": host.sh("nft list table inet hearth | grep -o '90[0-9]*'", check=False).strip(),
-        "units": host.sh("systemctl is-active app dep caddy ssh", check=False).replace("\n", " ").strip(),
-        "served": host.sh("curl -s http://127.0.0.1:8101/index.html | sed -n 's/message=//p'", check=False).strip(),
-        "left": host.sh(
-            "find / -xdev -name '*.hearth-tmp'; ls /usr/sbin/policy-rc.d /var/lib/hearth/active /run/systemd/system/*.service "
-            "2>/dev/null; ls -A /run/hearth; dpkg --audit",
-            check=False,
-        ).strip(),
-    }
+    return host.ask(STATE)
 
 
 def well(host: Host, text: str, port: int) -> None:

@@ -3,24 +3,32 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs on a host under test: waits for a record in a run's journal, then kills or stops the process that writes it.
 
-    python3 watcher.py RUN {"type": "begin", "id": "unit:"} kill|kill-all|stop [run|settle]
+    python3 watcher.py RUN {"type": "begin", "id": "unit:"} kill|kill-all|stop|fill [run|settle]
 
 The journal is watched from outside; the engine knows nothing of it. A record fits when it has each key's value (of
 ``id`` the beginning; ``unit`` looks into the undo data); ``{"done": {...}}`` is the completion of the first step whose
 begin record fits; ``{"file": NAME}`` waits for a file, absolute or in the run's directory. ``kill`` is SIGKILL to the
 process, as kill -9 or the kernel's OOM killer does it, ``kill-all`` to all that it started as well, so that no program
-tidies up; ``stop`` freezes them where they are, for a power cut. Prints the record. Standard library only.
+tidies up; ``stop`` freezes them where they are, for a power cut; ``fill`` freezes them, fills the file system of FILLER
+and lets them go on. Prints the record. Standard library only.
+
+A run that ends without the record is said at once, with how it ended: there is nothing to wait for then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import time
 
-TIMEOUT = 180.0
+TIMEOUT = 120.0
+
+#: What ``fill`` makes as large as there is room, but for SPARE bytes.
+FILLER = "/run/small/filler"
+SPARE = 5 * 4096
 
 
 def process(run: str, command: str) -> int | None:
@@ -58,6 +66,29 @@ def fits(record: dict, wanted: dict) -> bool:
     )
 
 
+def fill() -> None:
+    """Leaves SPARE bytes free where FILLER is."""
+    handle = os.open(FILLER, os.O_WRONLY | os.O_CREAT)
+    block = bytes(1 << 20)
+    while block:
+        try:
+            os.write(handle, block)
+        except OSError:
+            block = block[: len(block) // 2]
+    os.ftruncate(handle, os.fstat(handle).st_size - SPARE)
+    os.close(handle)
+
+
+def strike(pid: int, how: str) -> None:
+    """What happens to the process at the record."""
+    for one in [pid] if how == "kill" else children(pid):
+        os.kill(one, signal.SIGSTOP if how in ("stop", "fill") else signal.SIGKILL)
+    if how == "fill":
+        fill()
+        for one in children(pid):
+            os.kill(one, signal.SIGCONT)
+
+
 def main(run: str, text: str, how: str, command: str = "run") -> int:
     wanted = json.loads(text)
     directory = f"/var/lib/hearth/runs/{run}"
@@ -68,6 +99,11 @@ def main(run: str, text: str, how: str, command: str = "run") -> int:
         offset = os.path.getsize(f"{directory}/journal.jsonl")
     print("watching", flush=True)
     while time.monotonic() < end:
+        # Before its records are read: a process that has written one is found, then, unless it is gone already.
+        pid = pid or process(run, command)
+        result = ""
+        with contextlib.suppress(FileNotFoundError), open(f"{directory}/result.json", encoding="utf-8") as stream:
+            result = stream.read()
         if "file" in wanted:
             found = {"file": wanted["file"]} if os.path.exists(os.path.join(directory, wanted["file"])) else None
             records = [found] if found else []
@@ -81,7 +117,6 @@ def main(run: str, text: str, how: str, command: str = "run") -> int:
             complete = content[: content.rfind(b"\n") + 1]
             offset += len(complete)
             records = [json.loads(line) for line in complete.splitlines()]
-        pid = pid or process(run, command)
         for record in records:
             if after and number is None and record.get("type") == "begin" and fits(record, after):
                 number = record["step"]
@@ -90,13 +125,20 @@ def main(run: str, text: str, how: str, command: str = "run") -> int:
                 if after
                 else "file" in wanted or fits(record, wanted)
             )
-            if hit and pid is not None:
-                for one in [pid] if how == "kill" else children(pid):
-                    os.kill(one, signal.SIGSTOP if how == "stop" else signal.SIGKILL)
+            if hit:
+                pid = pid or process(run, command)
+                if pid is None:
+                    print(f"{record} is there, its process is not", file=sys.stderr)
+                    return 1
+                strike(pid, how)
                 print(json.dumps(record), flush=True)
                 return 0
+        if result:
+            print(f"run {run} ended before: {result}", file=sys.stderr)
+            return 1
         time.sleep(0.0005)
-    print(f"no such record in {TIMEOUT:g} s", file=sys.stderr)
+    state = os.listdir(directory) if os.path.isdir(directory) else "no such run"
+    print(f"not in {TIMEOUT:g} s; process {pid}; {directory}: {state}", file=sys.stderr)
     return 1
 
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import typing as t
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,28 @@ from ..conftest import ROOT, Site, wait_until
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "host"))
 
 from drive import Host
+
+SMALL = """set -e
+mkdir -p /run/small
+mount -t tmpfs -o size=192m,mode=755 small /run/small
+for directory in /etc /var/lib/hearth; do
+    mkdir -p /run/small$directory
+    cp -a $directory/. /run/small$directory
+    mount --bind /run/small$directory $directory
+done
+"""
+LARGE = """set -e
+mkdir -p /run/disk
+mount --bind / /run/disk
+for directory in /etc /var/lib/hearth; do
+    find /run/disk$directory -mindepth 1 -delete
+    cp -a $directory/. /run/disk$directory
+    umount --lazy $directory
+done
+umount /run/disk
+umount --lazy /run/small
+systemctl daemon-reload
+"""
 
 
 class LabHost(Host):
@@ -35,7 +59,19 @@ class LabHost(Host):
         self.plug("start")
         # "degraded", too: a unit that a power cut made fail is for the test to judge.
         boot = "systemctl is-system-running --wait"
-        wait_until("the host is back", lambda: self.sh(boot, check=False).strip() in ("running", "degraded"), 120)
+        wait_until("the host is back", lambda: self.sh(boot, check=False).strip() in ("running", "degraded"), 120, 0.5)
+
+    @contextlib.contextmanager
+    def small_disk(self) -> t.Iterator[None]:
+        """/etc and Hearth's own directory on one small file system, with what is in them, there and back.
+
+        A tmpfs: a container has no loop devices, and its own disk is the machine's.
+        """
+        self.sh(SMALL)
+        try:
+            yield
+        finally:
+            self.sh(LARGE)
 
 
 @pytest.fixture(scope="session")

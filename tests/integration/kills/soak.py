@@ -44,34 +44,49 @@ def main() -> int:
     fleet.well(fleet.current)
     ends: collections.Counter[str] = collections.Counter()
     for number in range(1, arguments.kills + 1):
-        old, new = fleet.current, fleet.next()
-        way, delay = random.choice(WAYS), random.uniform(0.0, 9.0)
-        run = host.start(new.manifest, new.blobs, new.secrets, confirm_timeout=20)
-        if random.random() < 0.9:
-            host.call("confirm", {"run": run})
-        time.sleep(delay)
-        if way == "power":
-            host.power_cut()
-        else:
-            # To every process of the run, or to its own alone; systemd ends the others then.
-            whom = "all" if way == "kill-all" else "main"
-            host.sh(f"systemctl kill --kill-whom={whom} -s KILL hearth-apply-{run}.service 2>/dev/null", check=False)
-            if way == "settling":
-                time.sleep(random.uniform(0.0, 2.0))
-                host.sh("systemctl kill -s KILL hearth-settle.service 2>/dev/null", check=False)
-        host.call("recover", {"timeout": 120})
-        result = host.follow(run, confirm=False, show=False)
-        ended = "finished" if result["ok"] else "undone" if result.get("undone") else "not begun"
-        fleet.well(new if result["ok"] else old)
-        if result["ok"]:
-            fleet.current = new
-        elif random.random() < 0.2:
-            fleet.converge(new)
-            fleet.well(new)
+        # A run is past its files within a second or two once it is confirmed: half of them are killed before.
+        way, confirm = random.choice(WAYS), random.random() < 0.5
+        delay = random.uniform(0.0, 9.0 if confirm else 2.0)
+        what, run = f"{number}: {way} after {delay:.1f} s", host.name_run()
+        try:
+            ended = kill(fleet, run, way, delay, confirm)
+        except (AssertionError, RuntimeError) as error:
+            print(f"{what}: WRONG\n{error}\nThe run's journal and events:", flush=True)
+            print(host.sh(f"cd /var/lib/hearth/runs/{run} && cat journal.jsonl events.jsonl", check=False))
+            print(f"failed at kill {number} of {arguments.kills}, seed {arguments.seed}")
+            return 1
         ends[f"{way}: {ended}"] += 1
-        print(f"{number}: {way} after {delay:.1f} s: {ended}", flush=True)
+        print(f"{what}: {ended}", flush=True)
     print("\n".join(f"{count:4} {what}" for what, count in sorted(ends.items())))
+    print(f"{arguments.kills} kills: each left the host wholly old or wholly new")
     return 0
+
+
+def kill(fleet: Fleet, run: str, way: str, delay: float, confirm: bool) -> str:
+    """One run that changes the host and is killed; how it ended, once the host was found well."""
+    host, old, new = fleet.host, fleet.current, fleet.next()
+    host.start(new.manifest, new.blobs, new.secrets, run=run, confirm_timeout=20)
+    if confirm:
+        host.call("confirm", {"run": run})
+    time.sleep(delay)
+    if way == "power":
+        host.power_cut()
+    else:
+        # To every process of the run, or to its own alone; systemd ends the others then.
+        whom = "all" if way == "kill-all" else "main"
+        host.sh(f"systemctl kill --kill-whom={whom} -s KILL hearth-apply-{run}.service 2>/dev/null", check=False)
+        if way == "settling":
+            time.sleep(random.uniform(0.0, 2.0))
+            host.sh("systemctl kill -s KILL hearth-settle.service 2>/dev/null", check=False)
+    host.call("recover", {"timeout": 120})
+    result = host.follow(run, confirm=False, show=False)
+    fleet.well(new if result["ok"] else old)
+    if result["ok"]:
+        fleet.current = new
+    elif random.random() < 0.2:
+        fleet.converge(new)
+        fleet.well(new)
+    return "finished" if result["ok"] else "undone" if result.get("undone") else "not begun"
 
 
 if __name__ == "__main__":

@@ -19,12 +19,11 @@ from .conftest import LabHost
 
 FORGE = "host_vars/lab-forge/zz_test.yml"
 UNIT = "[Unit]\nDescription={0}\n[Service]\nExecStart=/usr/bin/sleep infinity\n[Install]\nWantedBy=multi-user.target\n"
+GO = "/run/thing-go"
 
 
-def thing(text: str, wait: int = 0) -> dict[str, t.Any]:
-    """A service of one unit; its check passes ``wait`` seconds after its start."""
-    check = f"test $(($(date +%s) - $(stat -c %Y /run/thing-started))) -ge {wait}"
-    unit = UNIT.format(text).replace("[Install]", "ExecStartPre=/usr/bin/touch /run/thing-started\n[Install]")
+def thing(text: str, held: bool = False) -> dict[str, t.Any]:
+    """A service of one unit; ``held``: it is healthy once the file GO is there, so that its run lasts until then."""
     return {
         "hearth_services__test": {
             "thing": {
@@ -32,27 +31,24 @@ def thing(text: str, wait: int = 0) -> dict[str, t.Any]:
                     "summary": "A test service",
                     "tier": "services",
                     "run": {"native": {"units": ["thing.service"]}},
-                    "files": [{"path": "/etc/systemd/system/thing.service", "content": unit}],
-                    "health": {"command": {"argv": ["/bin/sh", "-c", check]}, "start_period": "60s"},
+                    "files": [{"path": "/etc/systemd/system/thing.service", "content": UNIT.format(text)}],
+                    "health": {
+                        "command": {"argv": ["/usr/bin/test", "-e", GO if held else "/run"]},
+                        "start_period": "120s",
+                    },
                 }
             }
         }
     }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def made(site: Site) -> None:
-    site.set_vars(FORGE, thing("first"))
-    site.play(variables={"only": ["thing"]})
-
-
 def play(site: Site, **more: t.Any) -> t.Any:
     return site.play(variables={"only": ["thing"]}, **more)
 
 
-def begin(site: Site, text: str, wait: int = 0) -> subprocess.Popen[str]:
+def begin(site: Site, text: str, held: bool = False) -> subprocess.Popen[str]:
     """A controller that converges, in a session of its own."""
-    site.set_vars(FORGE, thing(text, wait))
+    site.set_vars(FORGE, thing(text, held))
     argv = [str(BIN / "ansible-playbook"), "-i", str(site.inventory), "site.yml", "-l", "lab-forge"]
     argv += ["-e", json.dumps({"only": ["thing"]})]
     return subprocess.Popen(argv, cwd=ROOT, env=site.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -81,7 +77,7 @@ def started(host: LabHost, known: str, condition: str) -> str:
 
 def ended(host: LabHost, run: str) -> dict[str, t.Any]:
     path = f"/var/lib/hearth/runs/{run}/result.json"
-    wait_until(f"run {run} ends", lambda: host.sh(f"ls {path}", check=False), 90)
+    wait_until(f"run {run} ends", lambda: host.sh(f"ls {path}", check=False), 90, 0.5)
     return t.cast("dict[str, t.Any]", json.loads(host.sh(f"cat {path}")))
 
 
@@ -89,21 +85,32 @@ def description(host: LabHost) -> str:
     return host.sh("systemctl show -P Description thing.service").strip()
 
 
+def known_runs(host: LabHost) -> str:
+    return host.sh("mkdir -p /var/lib/hearth/runs; ls /var/lib/hearth/runs")
+
+
+APPLIES = "grep -qs '\"prepare\"' /var/lib/hearth/runs/$r/journal.jsonl"
+WATCHES = "grep -qs '\"services\"' /var/lib/hearth/runs/$r/journal.jsonl"
+
+
 @pytest.mark.parametrize(
     ("phase", "condition"),
-    [
-        ("it has just sent everything", "true"),
-        ("the host applies", "grep -qs '\"prepare\"' /var/lib/hearth/runs/$r/journal.jsonl"),
-        ("it watches", "grep -qs '\"services\"' /var/lib/hearth/runs/$r/journal.jsonl"),
-    ],
+    [("it has just sent everything", "true"), ("the host applies", APPLIES), ("it watches", WATCHES)],
+    ids=("sent", "applying", "watching"),
 )
 def test_the_controller_is_killed_when(site: Site, host: LabHost, phase: str, condition: str) -> None:
-    text = f"killed when {phase}"
-    known = host.sh("ls /var/lib/hearth/runs")
-    with begin(site, text, wait=3) as controller:
+    text, watches = f"killed when {phase}", condition == WATCHES
+    known = known_runs(host)
+    host.sh(f"rm -f {GO}")
+    with begin(site, text, held=watches) as controller:
         run = started(host, known, condition)
+        if watches:
+            # Meanwhile another controller is told who holds the lock.
+            refused = play(site, expect=2)
+            assert f"is applying run {run} on this host since" in refused.message
         kill(controller.pid)
         controller.communicate()
+    host.sh(f"touch {GO}")
     assert ended(host, run)["ok"]
     assert description(host) == text
     found = play(site)
@@ -112,27 +119,19 @@ def test_the_controller_is_killed_when(site: Site, host: LabHost, phase: str, co
         f"run {run} of " in text and "ended while nobody watched it: it was finished" in text for text in said
     ), said
     assert not found.converge()["changed"]
-    assert not any("nobody watched" in n["message"] for n in play(site).converge()["notices"])  # said once
-
-
-def test_another_controller_is_told_who_holds_the_lock(site: Site, host: LabHost) -> None:
-    known = host.sh("ls /var/lib/hearth/runs")
-    with begin(site, "held", wait=15) as controller:
-        run = started(host, known, "grep -qs '\"services\"' /var/lib/hearth/runs/$r/journal.jsonl")
-        refused = play(site, expect=2)
-        assert f"is applying run {run} on this host since" in refused.message
-        out, _none = controller.communicate(timeout=120)
-    assert controller.returncode == 0, out
-    assert description(host) == "held"
+    if watches:
+        assert not any("nobody watched" in n["message"] for n in play(site).converge()["notices"])  # said once
 
 
 def test_a_lost_connection_is_found_again(site: Site, host: LabHost) -> None:
     """Every SSH session of the host ends in mid-run; the controller comes back and has the result."""
-    known = host.sh("ls /var/lib/hearth/runs")
-    with begin(site, "lost", wait=10) as controller:
-        run = started(host, known, "grep -qs '\"services\"' /var/lib/hearth/runs/$r/journal.jsonl")
+    known = known_runs(host)
+    host.sh(f"rm -f {GO}")
+    with begin(site, "lost", held=True) as controller:
+        run = started(host, known, WATCHES)
         # A unit of its own, so that it outlives the session that asks for it.
-        host.sh("systemd-run --quiet --collect pkill -KILL sshd-session")
+        host.sh("systemd-run --quiet --collect pkill -KILL sshd-session", check=False)
+        wait_until("the host answers", lambda: host.sh(f"touch {GO} && echo done", check=False), 30, 0.5)
         out, _none = controller.communicate(timeout=120)
     assert controller.returncode == 0, out
     assert ended(host, run)["ok"]

@@ -76,7 +76,7 @@ BASE_UNITS = {
 }
 
 _STATE: dict[str, t.Any] = {
-    "boot": 1, "booted": True, "clock": 1_000_000.0, "units": {}, "known": {}, "packages": {}, "firewall": {}, "images": [],
+    "boot": 1, "booted": True, "jobs": [], "clock": 1_000_000.0, "units": {}, "known": {}, "packages": {}, "firewall": {}, "images": [],
     "podman_secrets": {}, "roles": {}, "databases": {}, "objects": {}, "locales": ["C.utf8"], "timers": {}, "queued": [],
     "invocation": 0, "next_object": 0,
 }  # fmt: skip
@@ -210,17 +210,17 @@ class SimulatedHost:
         self.at("/run/systemd/system").mkdir(parents=True)
         self.at("/proc/sys/kernel/hostname").write_text(self.text("/etc/hostname") or "")
         self.state.update(boot=self.state["boot"] + 1, booted=False, units={}, firewall={}, timers={}, queued=[])
+        # The first that systemd does: it reads the unit files, and queues what is enabled by them as they are now.
         self._reload()
+        wants, quadlets = self.at(WANTS), self.at("/etc/containers/systemd").glob("*.container")
+        self.state["jobs"] = sorted(os.listdir(wants)) if wants.is_dir() else []
+        self.state["jobs"] += sorted(f"{path.stem}.service" for path in quadlets)
 
     def boot(self) -> None:
-        """Start what is enabled, in the order of requirements, then what was queued for the end of the boot."""
-        self._reload()
-        wants = self.at(WANTS)
-        for name in sorted(os.listdir(wants)) if wants.is_dir() else ():
+        """Start what was queued, in the order of requirements."""
+        for name in self.state["jobs"]:
             self._start(name)
-        for path in sorted(self.at("/etc/containers/systemd").glob("*.container")):
-            self._start(f"{path.stem}.service")
-        self.state["booted"] = True
+        self.state.update(booted=True, jobs=[])
 
     # -- units ----------------------------------------------------------------------------------------------------
 
@@ -477,7 +477,11 @@ class SimulatedHost:
             elif verb == "stop":
                 if name.endswith(".timer"):
                     return 5, "", f"Unit {name} not loaded."
+                if name in self.state["jobs"]:
+                    self.state["jobs"].remove(name)  # a stop takes the place of a start that has not begun
                 self._stop(name)
+            elif verb == "start" and "--no-block" in options and not self.state["booted"]:
+                self.state["jobs"].append(name)
             elif verb == "start":
                 failed += [] if self._start(name) else [name]
             elif verb == "restart":

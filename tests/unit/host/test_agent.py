@@ -395,3 +395,35 @@ def test_a_run_whose_controller_has_the_result_is_not_said(tmp_path: Path) -> No
     assert agent._missed(layout) != []  # the answer may never arrive
     agent.told(layout, "watch", {"run": "r1"}, answer)
     assert agent._missed(layout) == []
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        # systemctl show of systemd 257: the run, hearth-settle, hearth-settle-late.
+        ("ActiveState=inactive\nJob=\n\nActiveState=inactive\nJob=\n\nActiveState=inactive\nJob=\n", False),
+        ("ActiveState=active\nJob=\n\nActiveState=inactive\nJob=\n\nActiveState=inactive\nJob=\n", True),
+        ("ActiveState=inactive\nJob=\n\nActiveState=activating\nJob=\n\nActiveState=inactive\nJob=\n", True),
+        # Queued by OnFailure=, or by the boot, and not started yet.
+        ("ActiveState=failed\nJob=\n\nActiveState=inactive\nJob=3044\n\nActiveState=inactive\nJob=\n", True),
+        ("ActiveState=inactive\nJob=\n\nActiveState=inactive\nJob=\n\nActiveState=inactive\nJob=12\n", True),
+    ],
+)
+def test_a_run_ended_without_a_result_only_if_nothing_will_settle_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: str, expected: bool
+) -> None:
+    class Runner:
+        def run(self, argv: list[str], **_options: object) -> Completed:
+            assert argv[:2] == ["systemctl", "show"]
+            assert argv[-3:] == ["hearth-apply-r1.service", "hearth-settle.service", "hearth-settle-late.service"]
+            return Completed(argv, 0, shown, "")
+
+    monkeypatch.setattr(agent, "SystemRunner", Runner)
+    layout = Layout(tmp_path)
+    layout.prepare()
+    (layout.runs / "r1").mkdir()
+    write_json(layout.runs / "r1" / "request.json", {})
+    answer = agent.watch(layout, {"run": "r1", "timeout": 0})
+    assert answer["done"] is not expected
+    if answer["done"]:
+        assert answer["result"]["problems"][0]["message"] == "run r1 ended without a result"

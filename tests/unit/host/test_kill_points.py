@@ -636,13 +636,14 @@ def test_the_disk_fills_up_at_any_instant(host: SimulatedHost, case: Case) -> No
     for number in range(0, len(recorded.moments), 1 if ALL else 6):
         with Quiet():
             host.restore(begun)
-        count = 0
+        count, held = 0, False
+        reserve = host.layout.run("run") / journals.RESERVE
 
-        def moment(what: str, number: int = number) -> None:
-            nonlocal count
+        def moment(what: str, number: int = number, reserve: Path = reserve) -> None:
+            nonlocal count, held
             count += 1
             if count == number + 1:
-                host.full = True
+                host.full, held = True, reserve.exists()
             if what.startswith("os.remove") and what.endswith(f"/{journals.RESERVE}"):
                 host.full = False
 
@@ -651,6 +652,9 @@ def test_the_disk_fills_up_at_any_instant(host: SimulatedHost, case: Case) -> No
         with contextlib.suppress(Full):
             agent.run_unit(host.layout, "run")
         host.moment = None
+        # With the reserved space a run ends by itself, undone or finished, and says why: nobody needs to make room first.
+        if held and not (host.layout.run("run") / "result.json").exists():
+            killer.wrong.append(f"{number} (disk full): it ends only when there is room again")
         stuck = bool(host.full) and os.path.lexists(host.layout.state / "active")
         host.full = False
         killer.judge_one(f"{number} (disk full)", settle_unit, bool(stuck))

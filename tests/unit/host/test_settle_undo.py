@@ -305,6 +305,31 @@ def test_early_in_the_boot_files_go_back_and_the_rest_is_queued(layout: Layout, 
     assert replay(read(directory / "journal.jsonl")).phase == "undone"
 
 
+def test_early_in_the_boot_systemd_reads_and_queues_what_went_back(layout: Layout) -> None:
+    """It had read the new unit files, and queued what was enabled then."""
+    runner = FakeRunner(
+        {"systemctl": "dnsmasq.service enabled enabled\nssh.service enabled enabled\n", "systemd-run": ""}
+    )
+    context = context_of(layout, runner, early=True)
+    journal = context.journal
+    journal.phase("prepare")
+    states = {"gone.service": True, "fresh.service": False, "started.service": True}
+    journal.baseline({name: {"active": active, "enabled": False, "loaded": True} for name, active in states.items()})
+    journal.begin("packages", "install", "", {"do": "package_units", "enabled": ["ssh.service"]})
+    for unit, before in (("gone.service", True), ("fresh.service", False), ("started.service", False)):
+        journal.begin(f"unit:{unit}", "enable", "one", {"do": "enabled", "unit": unit, "before": before})
+    undo.take_back(context, None, Manifest("h", "debian13", "amd64", {}, (), ()), None)
+    calls = [" ".join(argv) for argv in runner.calls if argv[0] == "systemctl"]
+    queued = [call for call in calls if "--no-block" in call or call.endswith("daemon-reload")]
+    # One that ran without being enabled is somebody's dependency: stopping it would stop who requires it, too.
+    assert sorted(queued[:2]) == [
+        "systemctl stop --no-block -- dnsmasq.service",
+        "systemctl stop --no-block -- fresh.service",
+    ]
+    assert queued[2:] == ["systemctl daemon-reload", "systemctl start --no-block -- gone.service"]
+    assert calls.index(queued[0]) < calls.index("systemctl disable --no-reload --quiet -- fresh.service")
+
+
 def test_early_in_the_boot_a_run_that_will_be_finished_is_left_alone(layout: Layout, runner: FakeRunner) -> None:
     interrupted(layout, runner, "prepare", "files", "guarded", "services")
     settle.settle(layout, runner, early=True)
