@@ -704,7 +704,9 @@ class Contribution(Model):
     persist: list[AbsolutePath] = Field([], description="Paths to keep on hosts whose root is not kept.")
     system: System = Field(System(), description="Settings of the whole host; only in tier core.")
     requires: list[Name] = Field([], description="Services that must run before it.")
-    wants: list[Name] = Field([], description="Services that start before it where they exist.")
+    wants: list[Name] = Field(
+        [], description="Services that start before it where they exist, and with it where they are containers."
+    )
     renamed_from: list[Name] = Field([], description="Earlier names of the service.")
     upgrade: Upgrade = Field(Upgrade(), description="What an upgrade may do.")
 

@@ -210,13 +210,17 @@ def unit_file(service: str, sections: t.Mapping[str, Pairs]) -> str:
 def dependencies(host: Host, service: Service) -> Pairs:
     """[Unit] options: the storage gate, mounts, and the units of required and wanted services of the same host.
 
-    systemd's Requires= does not order: each has its After=.
+    systemd's Requires= does not order: each has its After=. Wants= is for containers only, whose units are gone when
+    their service is not applied (a role by itself, ``only``) or was removed. A package's unit is still there then: it would
+    start as the distribution has it, on all addresses (measured with prometheus-alertmanager). What is applied is enabled,
+    so that its own start needs no Wants=.
     """
     pairs: Pairs = []
     strong = [unit for entry in required(host, service) for unit in running_units(entry)]
     weak = [unit for entry in wanted(host, service) for unit in running_units(entry)]
+    own = [unit for entry in wanted(host, service) if entry.contribution.run.container for unit in running_units(entry)]
     gate = GATE.format(service.name) if service.contribution.storage else None
-    for key, units in (("Requires", [gate] if gate else []), ("Requires", strong), ("Wants", weak)):
+    for key, units in (("Requires", [gate] if gate else []), ("Requires", strong), ("Wants", own)):
         if units:
             pairs.append((key, " ".join(units)))
     after = ([gate] if gate else []) + strong + weak

@@ -177,7 +177,9 @@ def main() -> None:
         check.__name__: sorted(check()) for check in (units, enabled, sockets, rules, podman, logins, processes)
     }
     found["files"] = files()
-    found["packages"] = run("dpkg-query", "-W", "-f=${Package}\n").split()
+    # Not those that were removed and left their configuration files (rc).
+    states = [line.split() for line in run("dpkg-query", "-W", "-f=${db:Status-Status} ${Package}\n").splitlines()]
+    found["packages"] = [name for state, name in states if state == "installed"]
     found["links"] = sorted(os.listdir("/sys/class/net"))
     with open("/proc/self/mountinfo", encoding="utf-8") as stream:
         found["mounts"] = sorted({line.split()[4] for line in stream})

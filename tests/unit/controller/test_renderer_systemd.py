@@ -117,6 +117,14 @@ def test_what_is_not_on_this_host_is_not_in_its_units() -> None:
     assert "postgresql" not in text
 
 
+def test_a_wanted_package_is_never_started_by_it() -> None:
+    """A role by itself, or `only`, does not apply what it wants: a package's unit would start as the distribution has it."""
+    plan = render(("postgresql", r.POSTGRESQL), ("miniflux", r.merged(r.MINIFLUX, database={}, wants=["postgresql"])))
+    text = r.text(plan, "/etc/systemd/system/miniflux.service.d/50-hearth.conf")
+    assert "Wants=" not in text
+    assert "After=hearth-gate@miniflux.service postgresql@17-main.service\n" in text
+
+
 def test_drop_in_false_keeps_the_package_s_unit_but_never_drops_the_gate() -> None:
     plan = render(("sshd", r.SSHD))
     assert r.ids(plan) == ["unit:ssh.service"]
