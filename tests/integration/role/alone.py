@@ -31,6 +31,12 @@ STAYS = re.compile(
     r"/etc/rc[0-9S]\.d/K.*"  # systemctl disable says it to init scripts as well
 )
 
+#: What podman itself keeps after its first container with a network of its own: netavark's table, as long as no rule in it is
+#: about a network, a port or an address, and the directory where namespaces are mounted.
+PODMAN = re.compile(
+    r"rules: new: table inet netavark \{(?!.*(nv_|dport|\d+\.\d+\.\d+\.\d+|[0-9a-f]*::)).*|mounts: new: /run/netns"
+)
+
 
 def tier(role: str) -> str:
     path = ROOT / "roles" / role / "vars" / "contribution.yml"
@@ -262,7 +268,8 @@ class Alone:
                 for entry in self.clean[what]
                 if entry not in after[what] and not any(name in entry for name in removed)
             ]
-        found = [entry for entry in found if entry != "enabled: new: hearth-settle.service enabled"]
+        kept_by_others = ("enabled: new: hearth-settle.service enabled",)
+        found = [entry for entry in found if entry not in kept_by_others and not PODMAN.fullmatch(entry)]
         kept = json.loads(self.ssh("cat /var/lib/hearth/originals/index.json 2>/dev/null || echo {}"))
         items = generation["manifest"]["items"]
         data = [item["name"] for item in items if item["kind"] == "storage"]
