@@ -33,8 +33,8 @@ STOP_TIMEOUT = {"kvm": 60.0, "tcg": 180.0}
 ACCELERATORS = {
     "kvm": ("-accel", "kvm", "-cpu", "host"),
     # Without -cx16, the multi-threaded emulation of QEMU 7.2 corrupts the kernel's memory and the guest panics at 3 s.
-    # Without -la57, page tables have a level more to walk.
-    "tcg": ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,-cx16,-la57"),
+    # Without -la57, page tables have a level more to walk; without -svm, the guest loads its KVM.
+    "tcg": ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,-cx16,-la57,-svm"),
 }
 
 
@@ -70,7 +70,7 @@ def total_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
 def machine_options(accelerator: str, memory: int, cpus: int) -> list[str]:
     return [
         "-nodefaults", "-no-user-config", "-display", "none", "-monitor", "none",
-        "-machine", "q35", *ACCELERATORS[accelerator], "-smp", str(cpus), "-m", f"{memory}M",
+        "-machine", "q35,sata=off", *ACCELERATORS[accelerator], "-smp", str(cpus), "-m", f"{memory}M",
     ]  # fmt: skip
 
 

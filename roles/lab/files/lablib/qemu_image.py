@@ -107,6 +107,9 @@ def ensure_qemu_image(cache: Cache, suite: str, mirror: Mirror) -> QemuImage:
         shutil.copy(build.tree / "boot" / f"vmlinuz-{kernel}", build.kernel)
         shutil.copy(build.tree / "boot" / f"initrd.img-{kernel}", build.initrd)
         finish_image(build.tree, suite, mirror, COMPONENTS)
+        # ConditionNeedsUpdate=: else the first boot rebuilds the linker's cache, the journal's catalogue and more.
+        for name in ("etc/.updated", "var/.updated"):
+            (build.tree / name).touch()
         build.directory.rename(image.directory)
         for other in folder.glob(f"{suite}-{architecture()}-*"):
             if other != image.directory:
