@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 import typing as t
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from . import machine
-from .labs import Lab, Surroundings, answering, neighbour, program
+from .labs import PROGRAM, Lab, Surroundings, answering, neighbour, program
 
 NAME = os.environ.get("HEARTH_TEST_QEMU_LAB", "selftest-qemu")
 # Two numbers and two names, so that it runs beside the other lab's test.
@@ -30,10 +31,12 @@ pytestmark = [pytest.mark.lab, pytest.mark.skipif(os.geteuid() != 0, reason="the
 
 
 @pytest.fixture(scope="module", autouse=True)
-def the_lab() -> t.Iterator[None]:
+def the_lab(pytestconfig: pytest.Config) -> t.Iterator[None]:
     LAB.down()
-    # Tools and images stay on the machine: they are no change that `down` could take back.
-    program("prepare", "--qemu")
+    # Tools and images stay on the machine: they are no change that `down` could take back. Minutes, the first time: it
+    # prints what it is doing.
+    with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        subprocess.run([sys.executable, str(PROGRAM), "prepare", "--qemu"], check=True)
     before = machine.snapshot(NAME)
     print(LAB.up())
     directory = LAB.status()["directory"]

@@ -31,6 +31,7 @@ from lablib.image import ensure_image
 from lablib.lab import Lab
 from lablib.machine import Cache, find_mirror, install_tools, missing_packages, require_machine
 from lablib.proxy import release_proxy
+from lablib.qemu import require_qemu
 from lablib.qemu_image import ensure_qemu_image
 from lablib.spec import NAME, NAME_RULE, make_spec
 
@@ -111,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asyncio.run(relay_main(args))
         return 0
     require_machine()
+    if getattr(args, "qemu", False):
+        require_qemu()
     cache = Cache.find()
     if args.command == "check":
         say(f"packages to install: {', '.join(missing_packages(qemu=args.qemu)) or 'none'}")

@@ -168,7 +168,7 @@ def test_what_qemu_hosts_need_is_said_at_once(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(qemu, "architecture", lambda: "arm64")
     monkeypatch.setattr(qemu, "total_memory", lambda: 3000)
     with pytest.raises(core.LabError) as found:
-        qemu.require_qemu(parse("a1,kind=qemu", "b1,kind=qemu", "c1"))
+        qemu.require_qemu_hosts(parse("a1,kind=qemu", "b1,kind=qemu", "c1"))
     for text in (
         "(a1, b1)",
         "amd64 machine (this is arm64)",
@@ -177,7 +177,7 @@ def test_what_qemu_hosts_need_is_said_at_once(tmp_path: Path, monkeypatch: pytes
         "this machine has 3000",
     ):
         assert text in str(found.value)
-    qemu.require_qemu(parse("c1"))
+    qemu.require_qemu_hosts(parse("c1"))
 
 
 def test_qemu_is_installed_for_qemu_hosts_only(monkeypatch: pytest.MonkeyPatch) -> None:

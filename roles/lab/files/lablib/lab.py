@@ -46,7 +46,7 @@ from lablib.core import (
 from lablib.image import ensure_image
 from lablib.machine import Cache, find_mirror, install_tools, missing_packages, need_tool, optional_tool
 from lablib.proxy import ensure_proxy, release_proxy
-from lablib.qemu import QEMU, SSH_TIMEOUT, STOP_TIMEOUT, find_accelerator, make_disks, require_qemu
+from lablib.qemu import QEMU, SSH_TIMEOUT, STOP_TIMEOUT, find_accelerator, make_disks, require_qemu_hosts
 from lablib.qemu_image import QemuImage, ensure_qemu_image
 from lablib.spec import Host, Spec
 from lablib.standins import build_standin, ensure_busybox, standin_definitions
@@ -106,7 +106,7 @@ class Lab:
                 )
             if not known:
                 self.check_routes(spec)
-            require_qemu(spec)
+            require_qemu_hosts(spec)
             mirror = find_mirror(spec.mirror)
             end([process for process in processes_of(self.directory) if process.part == WORK], grace=0)
             missing = self.missing(spec)
@@ -428,7 +428,15 @@ table inet {spec.table} {{
     def make_tree(self, spec: Spec, host: Host, image: Path, fresh: Path) -> None:
         """A host's own root: a copy, not an overlay, because podman cannot put its overlays on an overlay, and because
         renaming a directory that comes from a lower layer fails, which no real host does."""
-        run(["cp", "--archive", "--reflink=auto", "--one-file-system", image, fresh], owner=self.directory)
+        copy = ["cp", "--archive", "--reflink=auto", "--one-file-system"]
+        if not host.qemu:
+            run([*copy, image, fresh], owner=self.directory)
+        else:
+            # Its tree is only read, to fill a disk: most of it need not be copied. Nothing is written below /usr.
+            fresh.mkdir(mode=0o755)
+            run([*copy, "--link", image / "usr", fresh], owner=self.directory)
+            rest = sorted(path for path in image.iterdir() if path.name != "usr")
+            run([*copy, *rest, fresh], owner=self.directory)
         self.make_key(fresh / "etc/ssh/ssh_host_ed25519_key", f"root@{host.name}")
         write(fresh / "etc/machine-id", uuid.uuid4().hex + "\n", 0o444)
         write(fresh / "etc/hostname", host.name + "\n")

@@ -30,6 +30,10 @@ SSH_TIMEOUT = {"kvm": 90.0, "tcg": 240.0}
 #: Seconds a shutdown may take.
 STOP_TIMEOUT = {"kvm": 60.0, "tcg": 180.0}
 
+KERNEL_ARGUMENTS = "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off"
+# A fifth of an emulated boot: 31 serial ports that are not there, modules for sockets to a hypervisor, and systemd's BPF
+# programs (RestrictFileSystems= does nothing without that security module).
+EMULATED_ARGUMENTS = "8250.nr_uarts=1 systemd.ssh_auto=no lsm=landlock,lockdown,yama,integrity,apparmor"
 ACCELERATORS = {
     "kvm": ("-accel", "kvm", "-cpu", "host"),
     # Without -cx16, the multi-threaded emulation of QEMU 7.2 corrupts the kernel's memory and the guest panics at 3 s.
@@ -38,11 +42,8 @@ ACCELERATORS = {
 }
 
 
-def require_qemu(spec: Spec) -> None:
-    """Say what this machine lacks for the QEMU hosts of a lab, all at once, before anything is changed."""
-    names = ", ".join(host.name for host in spec.qemu_hosts)
-    if not names:
-        return
+def require_qemu(who: str = "QEMU hosts", memory: int = 0) -> None:
+    """Say what this machine lacks for them, all at once, before anything is changed. `memory`: MiB of all of them."""
     problems = []
     if (found := architecture()) != "amd64":
         problems.append(f"an amd64 machine (this is {found}): their image has Debian's kernel for amd64")
@@ -52,11 +53,16 @@ def require_qemu(spec: Spec) -> None:
         problems.append(
             f"{TUN}, for their network interfaces ({error.strerror}): `modprobe tun`, or not in a container"
         )
-    wanted, there = sum(host.memory for host in spec.qemu_hosts), total_memory()
-    if wanted > there:
-        problems.append(f"{wanted} MiB of memory for them (this machine has {there}): lower lab_memory, or fewer hosts")
+    if memory > (there := total_memory()):
+        problems.append(f"{memory} MiB of memory (this machine has {there}): lower lab_memory, or fewer hosts")
     if problems:
-        raise LabError(f"The QEMU hosts ({names}) need:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        raise LabError(f"{who} need:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+def require_qemu_hosts(spec: Spec) -> None:
+    if spec.qemu_hosts:
+        names = ", ".join(host.name for host in spec.qemu_hosts)
+        require_qemu(f"The QEMU hosts ({names})", sum(host.memory for host in spec.qemu_hosts))
 
 
 def total_memory(meminfo: Path = Path("/proc/meminfo")) -> int:
@@ -95,7 +101,7 @@ def qemu_command(
     """
     argv = [program, "-name", host.name, *machine_options(accelerator, host.memory, host.cpus)]
     argv += ["-kernel", str(kernel / "vmlinuz"), "-initrd", str(kernel / "initrd")]
-    argv += ["-append", "root=/dev/vda rw console=ttyS0 net.ifnames=0 mitigations=off"]
+    argv += ["-append", KERNEL_ARGUMENTS if accelerator == "kvm" else f"{KERNEL_ARGUMENTS} {EMULATED_ARGUMENTS}"]
     for name in disk_names(host):
         # unsafe: flushes stop at the machine's page cache. That loses nothing when QEMU is killed, only when the machine
         # itself loses its power, and the lab is gone then.
