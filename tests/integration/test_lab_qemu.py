@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from . import machine
+from .conftest import BIN, ROOT
 from .labs import PROGRAM, Lab, Surroundings, answering, neighbour, program
 
 NAME = os.environ.get("HEARTH_TEST_QEMU_LAB", "selftest-qemu")
@@ -31,19 +32,41 @@ pytestmark = [pytest.mark.lab, pytest.mark.skipif(os.geteuid() != 0, reason="the
 
 
 @pytest.fixture(scope="module", autouse=True)
-def the_lab(pytestconfig: pytest.Config) -> t.Iterator[None]:
+def the_lab(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[None]:
     LAB.down()
     # Tools and images stay on the machine: they are no change that `down` could take back. Minutes, the first time: it
     # prints what it is doing.
     with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         subprocess.run([sys.executable, str(PROGRAM), "prepare", "--qemu"], check=True)
     before = machine.snapshot(NAME)
-    print(LAB.up())
+    print(made_by_the_role(tmp_path_factory.mktemp("lab")))
     directory = LAB.status()["directory"]
     yield
     LAB.down()
     assert machine.differences(before, machine.snapshot(NAME)) == []
     assert not Path(directory).exists()
+
+
+def made_by_the_role(folder: Path) -> str:
+    """What a host is stands in the inventory, among its variables; `up` with the same in arguments then has nothing to do."""
+    forge = {"lab_kind": "qemu", "lab_memory": 1536, "lab_disks": ["1G", "1G"]}
+    (folder / "hosts.json").write_text(json.dumps({"all": {"hosts": {"forge": forge, "two": {}}}}))
+    role = {"name": "hearth.homelab.lab"}
+    variables = {"lab_name": NAME, "lab_hosts": ["forge", "two"]}
+    play = {
+        "hosts": "localhost",
+        "connection": "local",
+        "gather_facts": False,
+        "tasks": [{"import_role": role, "vars": variables}],
+    }
+    (folder / "play.yml").write_text(json.dumps([play]))
+    found = subprocess.run(
+        [str(BIN / "ansible-playbook"), "-i", str(folder / "hosts.json"), str(folder / "play.yml")],
+        cwd=ROOT, env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout + found.stderr
+    return found.stdout
 
 
 def processes(part: str) -> list[dict[str, t.Any]]:
@@ -53,7 +76,7 @@ def processes(part: str) -> list[dict[str, t.Any]]:
 def supervisor() -> int:
     """The process of this program that started QEMU."""
     return next(
-        process["pid"]
+        int(process["pid"])
         for process in processes("host-forge")
         if b"_host" in Path(f"/proc/{process['pid']}/cmdline").read_bytes().split(b"\0")
     )

@@ -14,7 +14,6 @@ import shlex
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 import zlib
@@ -119,7 +118,6 @@ class Lab:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.record(spec=spec.to_json(), bridge=spec.bridge, table=spec.table)
             install_tools(self.cache, qemu=bool(spec.qemu_hosts))
-            # An image of each kind that is asked for; the busybox of the stand-ins comes from the package archive.
             images: dict[str, Path] = {}
             if len(spec.qemu_hosts) < len(spec.hosts):
                 images["nspawn"] = ensure_image(self.cache, spec.suite, mirror)
@@ -140,7 +138,7 @@ class Lab:
                 self.start(spec, host)
             for host in spec.hosts:
                 self.wait_for_ssh(host)
-            self.ensure_standins(spec)
+            self.ensure_standins(spec, next(iter(images.values())))
             self.refresh_lists(spec)
             self.record_processes()
             return True
@@ -419,7 +417,7 @@ table inet {spec.table} {{
             tree = fresh / "tree"
             self.make_tree(spec, host, image, tree)
             self.refresh_tree(host, tree)
-            make_disks(host, tree, fresh)
+            make_disks(host, tree, fresh, self.directory)
             (tree / HOST_KEY).rename(fresh / "host_key.pub")
             remove_tree(tree)
             say(f"  {host.name}: disks made in {time.monotonic() - started:.1f} s")
@@ -614,28 +612,21 @@ table inet {spec.table} {{
 
     def journal_end(self, host: Host) -> str:
         """What a host that cannot be asked wrote last, read from its disk."""
+        if host.qemu:
+            return "(in its disk, where only the host can read it)"
         command = "journalctl"
         if find_tool(command) is None:
             return f"({command} is not installed here)"
-        if host.qemu:
-            with tempfile.TemporaryDirectory() as copy:
-                disk = self.host_directory(host.name) / "root.raw"
-                # -c: as it is now, without its free blocks, because the guest may be writing.
-                run([need_tool("debugfs"), "-c", "-R", f"rdump /var/log/journal {copy}", disk], check=False)
-                return self.journal_in(command, Path(copy))
-        return self.journal_in(command, self.host_directory(host.name) / "var/log/journal")
-
-    @staticmethod
-    def journal_in(command: str, folder: Path) -> str:
+        folder = self.host_directory(host.name) / "var/log/journal"
         argv = [command, f"--directory={folder}", "--lines=30", "--output=short-monotonic", "--no-pager", "--quiet"]
         return run(argv, check=False).stdout.strip() or "(empty)"
 
-    def ensure_standins(self, spec: Spec) -> None:
+    def ensure_standins(self, spec: Spec, image: Path) -> None:
         """Push what the registry does not have; remember each reference and digest."""
         if (self.directory / "registry.json").exists():
             return
         with locked(self.cache.lock("busybox"), "busybox"):
-            busybox = ensure_busybox(self.cache, spec.suite)
+            busybox = ensure_busybox(self.cache, spec.suite, image)
         pushed = {}
         for name, definition in sorted(standin_definitions().items()):
             layout = self.directory / "standins" / name

@@ -36,7 +36,6 @@ TOOLS: Mapping[str, str] = {
 }
 # What only QEMU hosts need.
 QEMU_TOOLS: Mapping[str, str] = {
-    "debugfs": "e2fsprogs",
     "mkfs.ext4": "e2fsprogs",
     "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",

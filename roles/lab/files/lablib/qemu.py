@@ -114,10 +114,10 @@ def qemu_command(
     return [*argv, "-chardev", f"file,id=console,path={escaped},append=on", "-serial", "chardev:console"]
 
 
-def make_disks(host: Host, tree: Path, folder: Path) -> None:
+def make_disks(host: Host, tree: Path, folder: Path, owner: Path) -> None:
     """The disk with the root file system, straight from a tree, and the empty ones."""
     root = folder / "root.raw"
-    run(["mkfs.ext4", "-q", "-F", "-L", "root", "-d", tree, root, f"{ROOT_DISK >> 10}k"])
+    run(["mkfs.ext4", "-q", "-F", "-L", "root", "-d", tree, root, f"{ROOT_DISK >> 10}k"], owner=owner)
     for name, size in zip(disk_names(host)[1:], host.disks, strict=True):
         with (folder / f"{name}.raw").open("wb") as disk:
             disk.truncate(size)
