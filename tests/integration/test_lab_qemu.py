@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from .conftest import BIN, ROOT
 from .labs import PROGRAM, Lab, Surroundings, answering, neighbour, program
 
 NAME = os.environ.get("HEARTH_TEST_QEMU_LAB", "selftest-qemu")
+KILLED = f"{NAME}-killed"
 # Two numbers and two names, so that it runs beside the other lab's test.
 PORT = 18098
 NEIGHBOUR = 1
@@ -33,7 +35,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.skipif(os.geteuid() != 0, reason="the
 
 @pytest.fixture(scope="module", autouse=True)
 def the_lab(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[None]:
-    LAB.down()
+    for name in (NAME, KILLED):
+        program("down", f"--name={name}")
     # Tools and images stay on the machine: they are no change that `down` could take back. Minutes, the first time: it
     # prints what it is doing.
     with pytestconfig.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
@@ -230,6 +233,33 @@ def test_the_host_loses_its_power() -> None:
     assert boot_id() != before
     check_what_was_written()
     assert on("forge", "tail -1 /root/kept; zfs list -H -o name tank/later").split() == ["later", "tank/later"]
+
+
+def test_an_up_that_was_killed_is_taken_back() -> None:
+    """While a disk is filled, and while a host boots."""
+    before = machine.snapshot(KILLED)
+    directory = Path(LAB.status()["directory"]).with_name(KILLED)
+    mark = f"HEARTH_LAB_OWNER={directory}".encode()
+
+    def boots() -> bool:
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if b"qemu-system-x86_64" in entry.read_bytes() and mark in (entry.parent / "environ").read_bytes():
+                    return (directory / "hosts/three").exists()
+        return False
+
+    for moment in ((directory / "hosts/.three.new/root.raw").exists, boots):
+        command = [sys.executable, str(PROGRAM), "up", f"--name={KILLED}", "three,kind=qemu,memory=512,disk=64M"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            deadline = time.monotonic() + 120
+            while not moment():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+            process.kill()
+        assert directory.exists()
+        program("down", f"--name={KILLED}")
+        assert machine.differences(before, machine.snapshot(KILLED)) == []
+        assert not directory.exists()
 
 
 def test_nothing_runs_on_without_its_supervisor() -> None:
