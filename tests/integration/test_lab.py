@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -19,9 +17,8 @@ from pathlib import Path
 import pytest
 
 from . import machine
+from .labs import PROGRAM, ROOT, Attempt, Lab, Surroundings, answering, neighbour, program
 
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = ROOT / "roles/lab/files/hearth_lab.py"
 # Two runs on one machine need two names.
 NAME = os.environ.get("HEARTH_TEST_LAB", "selftest")
 SECOND = f"{NAME}-second"
@@ -35,39 +32,8 @@ PACKAGE = "iniconfig==2.3.1"
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(os.geteuid() != 0, reason="the lab needs root")]
 
 
-def program(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    found = subprocess.run([sys.executable, str(PROGRAM), *arguments], capture_output=True, text=True, check=False)
-    if check:
-        assert found.returncode == 0, found.stdout + found.stderr
-    return found
-
-
-def up() -> str:
-    return program("up", f"--name={NAME}", f"--python-requirements={REQUIREMENTS}", *HOSTS).stdout
-
-
-def status() -> dict[str, t.Any]:
-    found = program("status", f"--name={NAME}", "--json", check=False).stdout
-    return t.cast("dict[str, t.Any]", json.loads(found))
-
-
-@functools.cache
-def ssh_config() -> str:
-    return str(status()["ssh_config"])
-
-
-def on(host: str, command: str, *, check: bool = True, timeout: int = 180) -> str:
-    found = subprocess.run(
-        ["ssh", "-F", ssh_config(), host, command],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=timeout,
-        stdin=subprocess.DEVNULL,
-    )
-    if check:
-        assert found.returncode == 0, f"{command}: {found.stdout}{found.stderr}"
-    return found.stdout + found.stderr
+LAB = Lab(NAME, HOSTS, arguments=(f"--python-requirements={REQUIREMENTS}",))
+up, status, on = LAB.up, LAB.status, LAB.on
 
 
 def opens(host: str, address: str, port: int) -> bool:
@@ -109,173 +75,42 @@ def test_the_hosts_are_whole_and_have_no_declared_service() -> None:
     assert len({on(host, "cat /etc/machine-id") for host in HOSTS}) == len(HOSTS)
 
 
-# Tries addresses from inside a host: a list of [kind, address, port] as JSON on standard input, the same with what came
-# of it on standard output. An answer is an answer, whoever gives it.
-TRY = """
-import concurrent.futures, json, socket, subprocess, sys
-def attempt(entry):
-    kind, address, port = entry
-    if kind == "ping":
-        return "open" if subprocess.run(["ping", "-c1", "-W1", address], capture_output=True).returncode == 0 else "silent"
-    family, _, _, _, target = socket.getaddrinfo(address, port)[0]
-    with socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as s:
-        s.settimeout(2)
-        try:
-            if kind == "tcp":
-                s.connect(target)
-                return "open"
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-            s.sendto(b"hello", target)
-            s.recvfrom(99)
-            return "open"
-        except OSError as error:
-            return str(error)
-wanted = json.load(sys.stdin)
-with concurrent.futures.ThreadPoolExecutor(max_workers=40) as pool:
-    print(json.dumps([[*entry, outcome] for entry, outcome in zip(wanted, pool.map(attempt, wanted))]))
-"""
-Attempt = tuple[str, str, int]
-
-
-def attempts(host: str, wanted: t.Iterable[Attempt]) -> dict[Attempt, str]:
-    found = subprocess.run(
-        ["ssh", "-F", ssh_config(), host, f"python3 -c {shlex.quote(TRY)}"],
-        input=json.dumps(sorted(wanted)), capture_output=True, text=True, check=True, timeout=300,
-    ).stdout  # fmt: skip
-    return {(kind, address, port): outcome for kind, address, port, outcome in json.loads(found)}
-
-
-def refused(counter: str, name: str = NAME) -> int:
-    table = f"hearth_lab_{name.replace('-', '_')}"
-    found = json.loads(
-        subprocess.check_output(["nft", "--json", "list", "counters", "table", "inet", table], text=True)
-    )
-    return next(int(e["counter"]["packets"]) for e in found["nftables"] if e.get("counter", {}).get("name") == counter)
-
-
-# Answers on a port, TCP and UDP, over both families and on all addresses.
-ANSWER = """
-import socket, sys, threading
-tcp, udp = (socket.socket(socket.AF_INET6, kind) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM))
-for s in (tcp, udp):
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    s.bind(("::", int(sys.argv[1])))
-tcp.listen(50)
-def accept():
-    while True:
-        tcp.accept()[0].close()
-threading.Thread(target=accept, daemon=True).start()
-print("ready", flush=True)
-while True:
-    udp.sendto(b"here", udp.recvfrom(99)[1])
-"""
-
-
-@contextlib.contextmanager
-def answering(*prefix: str) -> t.Iterator[None]:
-    with subprocess.Popen([*prefix, sys.executable, "-c", ANSWER, str(PORT)], stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout
-            assert process.stdout.readline() == b"ready\n"
-            yield
-        finally:
-            process.kill()
-
-
-@contextlib.contextmanager
-def neighbour(bridge: str) -> t.Iterator[tuple[str, str]]:
-    """A machine in a network behind this one, as its LAN is; the machine forwards between it and the lab over IPv4."""
-    outer = "hl-neighbour"
-    # Not `ip netns add`, which leaves a mount on /run/netns behind for ever.
-    with subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; exec sleep 300"], stdout=subprocess.PIPE) as space:
-        try:
-            assert space.stdout
-            space.stdout.readline()
-            inside = ["nsenter", f"--target={space.pid}", "--net"]
-            for command in (
-                f"ip link add {outer} type veth peer name nb1 netns {space.pid}",
-                f"ip address add 198.51.100.1/24 dev {outer}", f"ip -6 address add 2001:db8:5e1f::1/64 dev {outer} nodad",
-                f"ip link set {outer} up",
-            ):  # fmt: skip
-                subprocess.run(command.split(), check=True)
-            for command in (
-                "ip address add 198.51.100.2/24 dev nb1", "ip -6 address add 2001:db8:5e1f::2/64 dev nb1 nodad",
-                "ip link set nb1 up", "ip link set lo up", "ip route add default via 198.51.100.1",
-                "ip -6 route add default via 2001:db8:5e1f::1",
-            ):  # fmt: skip
-                subprocess.run([*inside, *command.split()], check=True)
-            # Settings of these two interfaces alone, which vanish with them; the machine's own are left as they are.
-            for interface in (outer, bridge):
-                Path(f"/proc/sys/net/ipv4/conf/{interface}/forwarding").write_text("1")
-            with answering(*inside):
-                yield "198.51.100.2", "2001:db8:5e1f::2"
-        finally:
-            subprocess.run(["ip", "link", "delete", outer], check=False)
-            space.kill()
-
-
 def test_hosts_reach_each_other_and_nothing_else() -> None:
     found = status()
-    gateway, bridge, two = found["gateway"], found["bridge"], found["hosts"]["two"]
     program("up", f"--name={SECOND}", "three")
     three = json.loads(program("status", f"--name={SECOND}", "--json").stdout)["hosts"]["three"]
-    links = json.loads(subprocess.check_output(["ip", "-json", "address"], text=True))
-    addresses = {link["ifname"]: [a["local"] for a in link["addr_info"]] for link in links}
-    gateway6 = next(a for a in addresses[bridge] if a.startswith("fd6b:"))
-    local6 = next(a for a in addresses[bridge] if a.startswith("fe80:"))
-    allowed: set[Attempt] = {
-        *(("tcp", address, 22) for address in (two["address"], two["address6"])),
-        *(("tcp", address, port) for address in (gateway, gateway6) for port in (53, 3142)),
-        *(("tcp", gateway, port) for port in (3141, 5000)),
-        *(("ping", address, 0) for address in (gateway, gateway6, two["address6"])),
-    }
-    with answering(), neighbour(bridge) as (lan, lan6):
-        # The machine's own services, through every address it has: the LAN's, the bridge's, and what all listen to.
-        local = {a for name, known in addresses.items() if not name.startswith(("hl-", "vb-", "lo")) for a in known}
-        local = {a for a in local if not a.startswith("fe80:")} | {"198.51.100.1", "2001:db8:5e1f::1"}
-        subnet = gateway.rpartition(".")[0]
-        to_bridge: set[Attempt] = {
-            *((kind, a, PORT) for kind in ("tcp", "udp") for a in (gateway, gateway6, f"{local6}%host0")),
-            ("udp", "ff02::1%host0", PORT), ("udp", f"{subnet}.255", PORT), ("udp", "255.255.255.255", PORT),
-        }  # fmt: skip
-        to_machine: set[Attempt] = {(kind, a, PORT) for kind in ("tcp", "udp") for a in local}
-        to_lan: set[Attempt] = {("tcp", lan, PORT), ("udp", lan, PORT), ("ping", lan, 0)}
+    other = Lab(SECOND, ["three"])
+    with answering(PORT), neighbour(found["bridge"], PORT) as lan:
+        around = Surroundings.find(found, "two", "host0", lan, PORT)
+        allowed = around.allowed | {("tcp", found["gateway"], 3141)}
         to_other: set[Attempt] = {("tcp", three["address"], 22), ("ping", three["address"], 0)}
-        beyond: set[Attempt] = {
-            *to_machine, *to_lan, *to_other, ("tcp", lan6, PORT), ("tcp", three["address6"], 22),
-            ("tcp", "1.1.1.1", 443), ("udp", "9.9.9.9", 53), ("ping", "1.1.1.1", 0), ("tcp", "169.254.169.254", 80),
-            ("tcp", "2606:4700:4700::1111", 443), ("udp", "2620:fe::fe", 53), ("ping", "2606:4700:4700::1111", 0),
-            *((kind, route["gateway"], 80) for kind in ("tcp", "udp") for family in ("-4", "-6")
-              for route in json.loads(subprocess.check_output(["ip", "-json", family, "route", "show", "default"], text=True))
-              if "gateway" in route and not route["gateway"].startswith("fe80:")),
-        }  # fmt: skip
+        beyond = around.machine | around.lan | around.far | to_other | {("tcp", three["address6"], 22)}
         # Everything that is there is answering: it is the rules that keep the hosts away.
-        assert set(attempts("one", allowed).values()) == {"open"}
-        before = {name: refused(name) for name in ("elsewhere", "machine")}
-        outcomes = attempts("one", to_bridge | beyond)
+        assert set(LAB.attempts("one", allowed).values()) == {"open"}
+        before = {name: LAB.refused(name) for name in ("elsewhere", "machine")}
+        outcomes = LAB.attempts("one", around.bridge | beyond)
         assert not {entry: outcome for entry, outcome in outcomes.items() if outcome == "open"}
-        assert refused("machine") - before["machine"] >= len(to_bridge)
-        assert refused("elsewhere") - before["elsewhere"] >= len(beyond)
+        assert LAB.refused("machine") - before["machine"] >= len(around.bridge)
+        assert LAB.refused("elsewhere") - before["elsewhere"] >= len(beyond)
         # Without the rules the same attempts succeed, but for what the other lab's own rules keep out.
-        kept_out = refused("forwarded", SECOND)
-        subprocess.run(["nft", "delete", "table", "inet", f"hearth_lab_{NAME}"], check=True)
+        kept_out = other.refused("forwarded")
+        subprocess.run(["nft", "delete", "table", "inet", LAB.table], check=True)
         try:
-            outcomes = attempts("one", to_bridge | to_machine | to_lan | to_other)
+            outcomes = LAB.attempts("one", around.bridge | around.machine | around.lan | to_other)
             missing = status()["missing"]
         finally:
             up()
-        assert missing == [f"nft table hearth_lab_{NAME}"]
+        assert missing == [f"nft table {LAB.table}"]
         assert {entry for entry, outcome in outcomes.items() if outcome != "open"} == to_other
-        assert refused("forwarded", SECOND) > kept_out
-        outcomes = attempts("one", to_bridge | beyond | allowed)
-        assert {entry for entry, outcome in outcomes.items() if outcome == "open"} == allowed
+        assert other.refused("forwarded") > kept_out
+        outcomes = LAB.attempts("one", around.bridge | beyond | around.allowed)
+        assert {entry for entry, outcome in outcomes.items() if outcome == "open"} == around.allowed
 
 
 def test_the_proxy_leads_nowhere_else() -> None:
     """Neither to the world nor back to the machine's own services, by request or by tunnel."""
     proxy = status()["apt_proxy"]
-    with answering():
+    with answering(PORT):
         for url in (f"http://127.0.0.1:{PORT}/", f"http://localhost:{PORT}/", f"http://{status()['gateway']}:{PORT}/",
                     "http://example.com/", "https://deb.debian.org/"):  # fmt: skip
             asked = f"curl -s -o /dev/null -w '%{{http_code}} %{{http_connect}}' --max-time 10 -x {proxy}"

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # Copyright: hearth.homelab contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Disposable Debian hosts on one Linux machine: real systemd, SSH, apt and podman in systemd-nspawn.
+"""Disposable Debian hosts on one Linux machine: real systemd, SSH, apt and podman, in systemd-nspawn or QEMU.
 
-A lab is a bridge with its own addresses, a handful of nspawn hosts on it, and a few services on the bridge's address:
+A lab is a bridge with its own addresses, a handful of hosts on it, and a few services on the bridge's address:
 an apt proxy, a resolver for the lab's names, an image registry with stand-ins and, where it is asked for some, Python
 packages. The hosts reach each other and those, nothing else. `up` records what it changes, `down` takes all of it back;
 caches stay.
@@ -32,6 +32,8 @@ from lablib.image import ensure_image
 from lablib.lab import Lab
 from lablib.machine import Cache, find_mirror, install_tools, missing_packages, require_machine
 from lablib.proxy import release_proxy
+from lablib.qemu import require_qemu
+from lablib.qemu_image import ensure_qemu_image
 from lablib.spec import NAME, NAME_RULE, make_spec
 
 
@@ -48,12 +50,17 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--suite", default="trixie", help="Debian release of the hosts (trixie)")
         command.add_argument("--mirror", default="", help="Debian mirror; by default the one this machine's apt uses")
 
-    add("check", "say what the machine lacks; change nothing")
+    def add_kind(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--qemu", action="store_true", help="also what QEMU hosts need")
+
+    add_kind(add("check", "say what the machine lacks; change nothing"))
     for name, text in (
         ("prepare", "install tools and build the image, if missing"),
         ("image", "build the image, if missing"),
     ):
-        add_source(add(name, text))
+        command = add(name, text)
+        add_source(command)
+        add_kind(command)
     command = add("up", "make a lab and boot its hosts; nothing happens when it is up already")
     add_source(command)
     command.add_argument("--subnet", default="", help="private IPv4 network, /24 or larger")
@@ -65,7 +72,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--python-requirements", default="", metavar="FILE", help="Python packages for the hosts' pip")
     command.add_argument("--python-port", type=int, default=3141)
     command.add_argument("--link", default="", metavar="PATH", help="make a link there to the lab's directory")
-    command.add_argument("hosts", nargs="+", metavar="HOST[=ADDRESS]")
+    command.add_argument(
+        "hosts",
+        nargs="+",
+        metavar="HOST[=ADDRESS][,KEY=VALUE...]",
+        help="kind=nspawn (default) or kind=qemu; for qemu also memory=MEBIBYTES, cpus=NUMBER and, as often as there are "
+        "disks beside the root disk, disk=SIZE: luna,kind=qemu,memory=3072,disk=8G,disk=8G",
+    )
     command = add("down", "take everything of a lab back; caches stay")
     command.add_argument("--link", default="", metavar="PATH")
     command.add_argument("--all", action="store_true", help="all labs of this cache, whatever their names")
@@ -85,6 +98,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--bridge", required=True)
     command.add_argument("--cgroup", required=True)
     command.add_argument("--machine", required=True)
+    command.add_argument("--console", type=Path, required=True)
     command.add_argument("host")
     command = commands.add_parser("_relay")
     command.add_argument("--listen", action="append", required=True)
@@ -101,18 +115,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asyncio.run(relay_main(args))
         return 0
     require_machine()
+    if getattr(args, "qemu", False):
+        require_qemu()
     cache = Cache.find()
     if args.command == "check":
-        say(f"packages to install: {', '.join(missing_packages()) or 'none'}")
+        say(f"packages to install: {', '.join(missing_packages(qemu=args.qemu)) or 'none'}")
         return 0
     if args.command in ("prepare", "image"):
         mirror = find_mirror(args.mirror)
         if args.command == "prepare":
-            if packages := missing_packages():
+            if packages := missing_packages(qemu=args.qemu):
                 say(f"The lab will install these Debian packages on this machine: {', '.join(packages)}")
             say(f"The lab keeps its images, packages and logs in {cache.root}; Debian comes from {mirror.main}")
-            install_tools(cache)
+            install_tools(cache, qemu=args.qemu)
         say(str(ensure_image(cache, args.suite, mirror)))
+        if args.qemu:
+            say(str(ensure_qemu_image(cache, args.suite, mirror).directory))
         release_proxy(cache)
         return 0
     if not NAME.fullmatch(args.name):

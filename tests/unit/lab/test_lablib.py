@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -18,7 +20,7 @@ from typing import Any
 import pytest
 
 import hearth_lab
-from lablib import core, lab, machine, spec, standins, wheels
+from lablib import core, lab, machine, qemu, spec, standins, wheels
 
 
 def parse(*arguments: str) -> spec.Spec:
@@ -57,6 +59,13 @@ def test_every_name_has_its_own_networks_and_names_the_kernel_takes() -> None:
         (["--subnet=10.1.2.0/24", "a1=10.1.2.1"], ["host a1", "10.1.2.1"]),
         (["--subnet=10.1.2.0/24", "a1", "b1=10.1.2.11"], ["host b1", "10.1.2.11", "twice"]),
         (["--wildcard=zz", "a1", "b1"], ["lab_wildcard_host 'zz'", "a1, b1"]),
+        (["a1,kind=lxc"], ["host a1", "'kind=lxc'", "kind=nspawn|qemu"]),
+        (["a1,kind=qemu,memory=2G"], ["host a1", "'memory=2G'", "memory=MEBIBYTES"]),
+        (["a1,kind=qemu,cpus=0"], ["host a1", "'cpus=0'"]),
+        (["a1,kind=qemu,disk=8"], ["host a1", "'disk=8'", "disk=SIZE"]),
+        (["a1,kind=qemu,disk=63M"], ["host a1", "'disk=63M'", "at least 64M"]),
+        (["a1,kind=qemu,snapshot"], ["host a1", "'snapshot'"]),
+        (["a1,disk=8G,memory=512"], ["host a1", "disk=8G, memory=512 is for a host of kind=qemu"]),
     ],
 )
 def test_what_a_lab_cannot_be_is_said(arguments: list[str], expected: list[str]) -> None:
@@ -124,6 +133,136 @@ def test_python_packages_come_from_where_the_machines_pip_takes_them(
     assert sorted(path.name for path in cache.wheels.iterdir() if not path.name.startswith(".build")) == sorted(
         [found.name, "python3.13-recent"]
     )
+
+
+def test_a_qemu_host_has_memory_processors_and_disks() -> None:
+    found = parse(
+        "--subnet=10.231.40.0/24", "one", "two=10.231.40.9,kind=qemu,cpus=1,disk=64M,disk=8G", "three,kind=qemu"
+    )
+    assert [(host.kind, host.memory, host.cpus, host.disks) for host in found.hosts] == [
+        ("nspawn", 0, 0, ()),
+        ("qemu", spec.MEMORY, 1, (64 << 20, 8 << 30)),
+        ("qemu", spec.MEMORY, spec.CPUS, ()),
+    ]
+    assert [host.address for host in found.hosts] == ["10.231.40.11", "10.231.40.9", "10.231.40.13"]
+    assert found.qemu_hosts == found.hosts[1:]
+    assert spec.Spec.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+def test_a_lab_made_before_there_were_kinds_is_still_known() -> None:
+    data = json.loads(json.dumps(parse("one").to_json()))
+    for key in ("kind", "memory", "cpus", "disks"):
+        del data["hosts"][0][key]
+    assert spec.Spec.from_json(data) == parse("one")
+
+
+def qemu_argv(accelerator: str) -> list[str]:
+    host = parse("forge,kind=qemu,memory=1536,cpus=1,disk=1G,disk=2G").hosts[0]
+    folder = Path("/labs/a,b")
+    return qemu.qemu_command(
+        "qemu", host, accelerator, "h01234567", folder / "disks", folder / "kernel", folder / "log"
+    )
+
+
+def options(argv: list[str], name: str) -> list[str]:
+    return [value for option, value in itertools.pairwise(argv) if option == name]
+
+
+def test_qemu_is_started_with_disks_that_keep_what_is_written() -> None:
+    argv = qemu_argv("tcg")
+    drives = options(argv, "-drive")
+    # A comma in a path is doubled, or QEMU takes the rest for an option.
+    assert [drive.split(",if=")[0] for drive in drives] == [
+        f"file=/labs/a,,b/disks/{name}.raw" for name in ("root", "disk1", "disk2")
+    ]
+    assert not [drive for drive in drives if "snapshot" in drive or "format=raw" not in drive]
+    devices = options(argv, "-device")
+    assert [device for device in devices if device.startswith("virtio-blk-pci")] == [
+        f"virtio-blk-pci,drive={name},serial={name}" for name in ("root", "disk1", "disk2")
+    ]
+    assert options(argv, "-kernel") == ["/labs/a,b/kernel/vmlinuz"]
+    assert options(argv, "-chardev") == ["file,id=console,path=/labs/a,,b/log,append=on"]
+    assert (options(argv, "-m"), options(argv, "-smp")) == (["1536M"], ["1"])
+    # A reboot is QEMU's own affair: nothing starts it again.
+    assert "-no-reboot" not in argv
+
+
+def test_qemu_is_on_the_labs_bridge_and_nowhere_else() -> None:
+    argv = qemu_argv("tcg")
+    assert options(argv, "-netdev") == ["tap,id=lab,ifname=vb-h01234567,script=no,downscript=no"]
+    (card,) = [device for device in options(argv, "-device") if "net" in device]
+    assert f"mac={qemu.mac_address('h01234567')}" in card
+    assert re.fullmatch(r"52:54:00(:[0-9a-f]{2}){3}", qemu.mac_address("h01234567"))
+    assert qemu.mac_address("h01234567") != qemu.mac_address("h01234568")
+
+
+def test_the_emulated_processor_has_no_cx16() -> None:
+    """With it, the multi-threaded emulation of QEMU 7.2 corrupts the guest's memory."""
+    (processor,) = options(qemu_argv("tcg"), "-cpu")
+    assert "-cx16" in processor.split(",")
+    assert options(qemu_argv("kvm"), "-cpu") == ["host"]
+    assert options(qemu_argv("kvm"), "-accel") == ["kvm"]
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("echo '[    0.9] Run /init as init process'; exec sleep 60", ""),
+        ("echo 'failed to set MSR 0x10a'; exit 134", "the guest ended at once (status 134): failed to set MSR 0x10a"),
+        ("echo 'SeaBIOS (version 1.16)'; exec sleep 60", "no kernel started within 1 s: SeaBIOS (version 1.16)"),
+    ],
+)
+def test_only_a_kernel_that_starts_its_first_program_has_booted(program: str, expected: str, tmp_path: Path) -> None:
+    assert qemu.boots(["sh", "-c", program], 1, tmp_path) == expected
+    assert not core.processes_of(tmp_path)
+
+
+def test_without_a_kvm_device_the_processor_is_emulated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu, "KVM", tmp_path / "kvm")
+    found, reason = qemu.find_accelerator("false", tmp_path / "vmlinuz", tmp_path / "initrd", tmp_path)
+    assert found == "tcg"
+    assert "No such file" in reason
+
+
+def test_what_qemu_hosts_need_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu, "TUN", tmp_path / "tun")
+    monkeypatch.setattr(qemu, "architecture", lambda: "arm64")
+    monkeypatch.setattr(qemu, "total_memory", lambda: 3000)
+    with pytest.raises(core.LabError) as found:
+        qemu.require_qemu_hosts(parse("a1,kind=qemu", "b1,kind=qemu", "c1"))
+    for text in (
+        "(a1, b1)",
+        "amd64 machine (this is arm64)",
+        str(tmp_path / "tun"),
+        "4096 MiB",
+        "this machine has 3000",
+    ):
+        assert text in str(found.value)
+    qemu.require_qemu_hosts(parse("c1"))
+
+
+def test_qemu_is_installed_for_qemu_hosts_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "find_tool", lambda name: None)
+    assert "qemu-system-x86" not in machine.missing_packages()
+    assert {"qemu-system-x86", "e2fsprogs", *machine.missing_packages()} <= {*machine.missing_packages(qemu=True)}
+
+
+@pytest.mark.skipif(core.find_tool("mkfs.ext4") is None, reason="mkfs.ext4 is not installed here")
+def test_empty_disks_take_no_space(tmp_path: Path) -> None:
+    host = parse("forge,kind=qemu,disk=8G").hosts[0]
+    tree = tmp_path / "tree"
+    (tree / "etc").mkdir(parents=True)
+    (tree / "etc/hostname").write_text("forge\n")
+    qemu.make_disks(host, tree, tmp_path, tmp_path)
+    sizes = {path.name: path.stat() for path in tmp_path.glob("*.raw")}
+    assert {name: found.st_size for name, found in sizes.items()} == {"root.raw": qemu.ROOT_DISK, "disk1.raw": 8 << 30}
+    assert sizes["disk1.raw"].st_blocks == 0
+    assert sizes["root.raw"].st_blocks * 512 < 1 << 30
+    shown = subprocess.run(
+        ["debugfs", "-R", "cat /etc/hostname", tmp_path / "root.raw"],
+        env=core.environment(), capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert shown == "forge\n"
 
 
 def test_controllers_that_the_lab_was_given_are_taken_back() -> None:

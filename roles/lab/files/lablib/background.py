@@ -12,13 +12,49 @@ import subprocess
 from pathlib import Path
 
 from lablib.core import cgroup_roots, end_cgroup, own_cgroup
+from lablib.machine import need_tool
+from lablib.qemu import QEMU, qemu_command
+from lablib.spec import Host, Spec
 
 
 def host_main(args: argparse.Namespace) -> int:
-    """Keep one host running: nspawn, and again after the host reboots itself."""
+    """Keep one host running, of either kind."""
     directory = Path(args.lab)
     if not Path("/run/systemd/system").exists():
         own_cgroup(args.cgroup)
+    state = json.loads((directory / "state.json").read_text(encoding="utf-8"))
+    host = next(host for host in Spec.from_json(state["spec"]).hosts if host.name == args.host)
+    if host.qemu:
+        return qemu_main(args, directory, host, state["accelerator"])
+    return nspawn_main(args, directory)
+
+
+def qemu_main(args: argparse.Namespace, directory: Path, host: Host, accelerator: str) -> int:
+    """QEMU until its guest powers off or it is killed, on an interface in the lab's bridge."""
+    interface = f"vb-{args.machine}"
+    for command in (
+        f"ip tuntap add dev {interface} mode tap",
+        f"ip link set dev {interface} master {args.bridge} up",
+    ):
+        subprocess.run(command.split(), check=True)
+    argv = qemu_command(
+        need_tool(QEMU),
+        host,
+        accelerator,
+        args.machine,
+        directory / "hosts" / host.name,
+        directory / "kernel",
+        args.console,
+    )
+    # It ends with this process, as nothing would be there to take its interface away.
+    status = subprocess.run(["setpriv", "--pdeathsig", "KILL", *argv], stdin=subprocess.DEVNULL, check=False).returncode
+    print(f"hearth-lab: QEMU ended with status {status}", flush=True)
+    subprocess.run(["ip", "link", "delete", "dev", interface], check=False)
+    return status
+
+
+def nspawn_main(args: argparse.Namespace, directory: Path) -> int:
+    """nspawn, and again after the host reboots itself."""
     for folder in ("/tmp", "/run/systemd/nspawn"):
         Path(folder).mkdir(parents=True, exist_ok=True)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "hearth-lab", folder], check=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from lablib.core import end, locked, processes_of, remove_tree, run, run_with_progress, say, write
@@ -62,11 +63,11 @@ def image_key(suite: str, mirror: Mirror) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def apt_sources(suite: str, mirror: Mirror) -> str:
+def apt_sources(suite: str, mirror: Mirror, components: str = "main") -> str:
     keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
     parts = [(mirror.main, f"{suite} {suite}-updates"), (mirror.security, f"{suite}-security")]
     return "\n".join(
-        f"Types: deb\nURIs: {plain_http(uri)}\nSuites: {suites}\nComponents: main\nSigned-By: {keyring}\n"
+        f"Types: deb\nURIs: {plain_http(uri)}\nSuites: {suites}\nComponents: {components}\nSigned-By: {keyring}\n"
         for uri, suites in parts
     )
 
@@ -84,28 +85,9 @@ def ensure_image(cache: Cache, suite: str, mirror: Mirror) -> Path:
         port = ensure_proxy(cache, mirror)
         build = cache.images / f".build-{tree.name}"
         build.mkdir(parents=True)
-        write(build / "debian.sources", apt_sources(suite, mirror))
-        options = [f'--aptopt={key} "{value}"' for key, value in mirror.options]
-        run_with_progress(
-            "image",
-            [
-                need_tool("mmdebstrap"),
-                "--mode=root",
-                "--variant=minbase",
-                f"--include={','.join(IMAGE_PACKAGES)}",
-                f'--aptopt=Acquire::http::Proxy "http://127.0.0.1:{port}"',
-                '--aptopt=Acquire::Languages "none"',
-                *options,
-                *(f"--dpkgopt=path-exclude={pattern}" for pattern in IMAGE_WITHOUT),
-                "--dpkgopt=path-include=/usr/share/doc/*/copyright",
-                # The package lists stay, so that the first installation in a host needs no `apt-get update`.
-                "--skip=cleanup/apt/lists",
-                suite,
-                build / "tree",
-                build / "debian.sources",
-            ],
-            cache.log("image"),
-            cache.images,
+        sources = apt_sources(suite, mirror)
+        bootstrap(
+            cache.images, cache.log("image"), "image", suite, mirror, port, sources, IMAGE_PACKAGES, build / "tree"
         )
         finish_image(build / "tree", suite, mirror)
         (build / "tree").rename(tree)
@@ -116,7 +98,46 @@ def ensure_image(cache: Cache, suite: str, mirror: Mirror) -> Path:
     return tree
 
 
-def finish_image(tree: Path, suite: str, mirror: Mirror) -> None:
+def bootstrap(
+    owner: Path,
+    log: Path,
+    what: str,
+    suite: str,
+    mirror: Mirror,
+    port: int,
+    sources: str,
+    packages: Sequence[str],
+    tree: Path,
+    more: Sequence[str] = (),
+) -> None:
+    """A Debian tree with these packages, taken through the apt proxy on `port`; beside it a file with its sources."""
+    write(tree.with_name(f"{tree.name}.sources"), sources)
+    options = [f'--aptopt={key} "{value}"' for key, value in mirror.options]
+    run_with_progress(
+        what,
+        [
+            need_tool("mmdebstrap"),
+            "--mode=root",
+            "--variant=minbase",
+            f"--include={','.join(packages)}",
+            f'--aptopt=Acquire::http::Proxy "http://127.0.0.1:{port}"',
+            '--aptopt=Acquire::Languages "none"',
+            *options,
+            *(f"--dpkgopt=path-exclude={pattern}" for pattern in IMAGE_WITHOUT),
+            "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+            # The package lists stay, so that the first installation in a host needs no `apt-get update`.
+            "--skip=cleanup/apt/lists",
+            *more,
+            suite,
+            tree,
+            tree.with_name(f"{tree.name}.sources"),
+        ],
+        log,
+        owner,
+    )
+
+
+def finish_image(tree: Path, suite: str, mirror: Mirror, components: str = "main") -> None:
     for pattern in (
         "etc/ssh/ssh_host_*",
         "etc/apt/sources.list.d/*",
@@ -126,7 +147,7 @@ def finish_image(tree: Path, suite: str, mirror: Mirror) -> None:
     ):
         for path in tree.glob(pattern):
             path.unlink()
-    write(tree / "etc/apt/sources.list.d/debian.sources", apt_sources(suite, mirror))
+    write(tree / "etc/apt/sources.list.d/debian.sources", apt_sources(suite, mirror, components))
     lines = ['Acquire::Languages "none";', *(f'{key} "{value}";' for key, value in mirror.options)]
     write(tree / "etc/apt/apt.conf.d/90lab", "// written by the hearth lab\n" + "\n".join(lines) + "\n")
     for name in ("etc/hostname", "etc/resolv.conf"):

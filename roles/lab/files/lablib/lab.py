@@ -45,14 +45,20 @@ from lablib.core import (
 from lablib.image import ensure_image
 from lablib.machine import Cache, find_mirror, install_tools, missing_packages, need_tool, optional_tool
 from lablib.proxy import ensure_proxy, release_proxy
+from lablib.qemu import QEMU, SSH_TIMEOUT, STOP_TIMEOUT, find_accelerator, make_disks, require_qemu_hosts
+from lablib.qemu_image import QemuImage, ensure_qemu_image
 from lablib.spec import Host, Spec
 from lablib.standins import build_standin, ensure_busybox, standin_definitions
 from lablib.wheels import ensure_wheels, python_of
 
 PROGRAM = Path(__file__).resolve().parents[1] / "hearth_lab.py"
+HOST_KEY = "etc/ssh/ssh_host_ed25519_key.pub"
+#: Seconds after which package lists name files that a mirror may have no longer.
+LISTS_AGE = 86400
 #: Seconds after which a host whose process is not seen has ended.
 GONE = 3
-SSH_TIMEOUT = 60.0
+#: Seconds until SSH of an nspawn host must answer, and that its shutdown may take.
+NSPAWN_TIMEOUT = 60.0
 
 
 class Lab:
@@ -100,6 +106,7 @@ class Lab:
                 )
             if not known:
                 self.check_routes(spec)
+            require_qemu_hosts(spec)
             mirror = find_mirror(spec.mirror)
             end([process for process in processes_of(self.directory) if process.part == WORK], grace=0)
             missing = self.missing(spec)
@@ -111,8 +118,14 @@ class Lab:
             # Before the first change; and the apt proxy stays while any lab has a record.
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.record(spec=spec.to_json(), bridge=spec.bridge, table=spec.table)
-            install_tools(self.cache)
-            image = ensure_image(self.cache, spec.suite, mirror)
+            install_tools(self.cache, qemu=bool(spec.qemu_hosts))
+            images: dict[str, Path] = {}
+            if len(spec.qemu_hosts) < len(spec.hosts):
+                images["nspawn"] = ensure_image(self.cache, spec.suite, mirror)
+            if spec.qemu_hosts:
+                image = ensure_qemu_image(self.cache, spec.suite, mirror)
+                images["qemu"] = image.tree
+                self.ensure_kernel(image)
             ensure_proxy(self.cache, mirror)
             wheels = self.ensure_wheels(spec, image)
             self.ensure_keys()
@@ -120,14 +133,14 @@ class Lab:
             self.ensure_firewall(spec)
             self.ensure_services(spec, wheels)
             with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as copies:
-                for done in [copies.submit(self.ensure_tree, spec, host, image) for host in spec.hosts]:
+                for done in [copies.submit(self.ensure_host, spec, host, images[host.kind]) for host in spec.hosts]:
                     done.result()
             self.write_ssh(spec)
             for host in spec.hosts:
                 self.start(spec, host)
             for host in spec.hosts:
                 self.wait_for_ssh(host)
-            self.ensure_standins(spec)
+            self.ensure_standins(spec, next(iter(images.values())))
             self.refresh_lists(spec)
             self.record_processes()
             return True
@@ -154,10 +167,10 @@ class Lab:
         return missing
 
     def announce(self, spec: Spec) -> None:
-        packages = missing_packages()
+        packages = missing_packages(qemu=bool(spec.qemu_hosts))
         say(f"Lab {spec.name}: this changes on the machine, until `down`:")
-        say(f"  bridge {spec.bridge} with {spec.gateway} and {spec.gateway6}, and one nspawn host per name on it: "
-            + ", ".join(f"{host.name} ({host.address})" for host in spec.hosts))  # fmt: skip
+        say(f"  bridge {spec.bridge} with {spec.gateway} and {spec.gateway6}, and one host per name on it: "
+            + ", ".join(f"{host.name} ({host.kind}, {host.address})" for host in spec.hosts))  # fmt: skip
         say(f"  nft table inet {spec.table}: those hosts reach each other and the services below, nothing else")
         say(f"  on {spec.gateway}: resolver (53), apt proxy ({spec.apt_port}), image registry ({spec.registry_port})")
         if spec.python_requirements:
@@ -392,16 +405,55 @@ table inet {spec.table} {{
         lines.append("address=/#/")
         return "\n".join(lines) + "\n"
 
-    def ensure_tree(self, spec: Spec, host: Host, image: Path) -> None:
-        """A host's own root: a copy, not an overlay, because podman cannot put its overlays on an overlay, and because
-        renaming a directory that comes from a lower layer fails, which no real host does."""
+    def ensure_kernel(self, image: QemuImage) -> None:
+        """The lab's own kernel and initrd, which stay when the image is replaced, and how fast they can run."""
+        folder = self.directory / "kernel"
+        if not folder.exists():
+            fresh = folder.with_name(".kernel.new")
+            remove_tree(fresh)
+            fresh.mkdir()
+            run(["cp", image.kernel, image.initrd, fresh])
+            fresh.rename(folder)
+        if "accelerator" not in self.load():
+            found, reason = find_accelerator(need_tool(QEMU), folder / "vmlinuz", folder / "initrd", self.directory)
+            if reason:
+                say(f"  KVM does not work here ({reason}): QEMU emulates the processor, a boot takes a minute or more")
+            self.record(accelerator=found)
+
+    def ensure_host(self, spec: Spec, host: Host, image: Path) -> None:
+        """What a host starts from: a directory for nspawn, disks for QEMU."""
         root = self.host_directory(host.name)
         if root.exists():
             return
         fresh = root.with_name(f".{host.name}.new")
         remove_tree(fresh)
         fresh.parent.mkdir(parents=True, exist_ok=True)
-        run(["cp", "--archive", "--reflink=auto", "--one-file-system", image, fresh], owner=self.directory)
+        if not host.qemu:
+            self.make_tree(spec, host, image, fresh)
+        else:
+            started = time.monotonic()
+            fresh.mkdir()
+            tree = fresh / "tree"
+            self.make_tree(spec, host, image, tree)
+            self.refresh_tree(host, tree)
+            make_disks(host, tree, fresh, self.directory)
+            (tree / HOST_KEY).rename(fresh / "host_key.pub")
+            remove_tree(tree)
+            say(f"  {host.name}: disks made in {time.monotonic() - started:.1f} s")
+        fresh.rename(root)
+
+    def make_tree(self, spec: Spec, host: Host, image: Path, fresh: Path) -> None:
+        """A host's own root: a copy, not an overlay, because podman cannot put its overlays on an overlay, and because
+        renaming a directory that comes from a lower layer fails, which no real host does."""
+        copy = ["cp", "--archive", "--reflink=auto", "--one-file-system"]
+        if not host.qemu:
+            run([*copy, image, fresh], owner=self.directory)
+        else:
+            # Its tree is only read, to fill a disk: most of it need not be copied. Nothing is written below /usr.
+            fresh.mkdir(mode=0o755)
+            run([*copy, "--link", image / "usr", fresh], owner=self.directory)
+            rest = sorted(path for path in image.iterdir() if path.name != "usr")
+            run([*copy, *rest, fresh], owner=self.directory)
         self.make_key(fresh / "etc/ssh/ssh_host_ed25519_key", f"root@{host.name}")
         write(fresh / "etc/machine-id", uuid.uuid4().hex + "\n", 0o444)
         write(fresh / "etc/hostname", host.name + "\n")
@@ -420,11 +472,25 @@ table inet {spec.table} {{
         write(fresh / "root/.ssh/authorized_keys", public, 0o600)
         registry = f'[[registry]]\nlocation = "{spec.registry}"\ninsecure = true\n'
         write(fresh / "etc/containers/registries.conf.d/90-lab.conf", "# written by the hearth lab\n" + registry)
-        if "pids" not in (cgroup_roots()[0] / "cgroup.controllers").read_text(encoding="utf-8").split():
+        if (
+            not host.qemu
+            and "pids" not in (cgroup_roots()[0] / "cgroup.controllers").read_text(encoding="utf-8").split()
+        ):
             # A hybrid machine keeps the pids controller in cgroup v1, out of a host's reach: podman's default fails.
             limit = "# written by the hearth lab\n[containers]\npids_limit = 0\n"
             write(fresh / "etc/containers/containers.conf.d/90-lab.conf", limit)
-        fresh.rename(root)
+
+    def host_key(self, host: Host) -> Path:
+        """The public one. Of a QEMU host it is kept beside the disks, because nothing looks into those."""
+        return self.host_directory(host.name) / ("host_key.pub" if host.qemu else HOST_KEY)
+
+    def refresh_tree(self, host: Host, tree: Path) -> None:
+        """As refresh_lists does, before the host boots: reading the lists takes an emulated processor minutes."""
+        lists = tree / "var/lib/apt/lists"
+        if time.time() - lists.stat().st_mtime < LISTS_AGE:
+            return
+        say(f"  {host.name}: its package lists are older than a day, updating them")
+        run(["chroot", tree, "apt-get", "-q", "update"], owner=self.directory)
 
     @staticmethod
     def pip_configuration(spec: Spec) -> str:
@@ -441,7 +507,7 @@ table inet {spec.table} {{
     def network_configuration(spec: Spec, host: Host) -> str:
         return (
             "# written by the hearth lab\n"
-            "[Match]\nName=host0\n\n"
+            f"[Match]\nName={'eth0' if host.qemu else 'host0'}\n\n"
             "[Network]\n"
             f"Address={host.address}/{spec.network.prefixlen}\n"
             f"Gateway={spec.gateway}\nGateway={spec.gateway6}\n"
@@ -456,8 +522,7 @@ table inet {spec.table} {{
         folder = self.directory / "ssh"
         known, config = [], []
         for host in spec.hosts:
-            public = self.host_directory(host.name) / "etc/ssh/ssh_host_ed25519_key.pub"
-            key = " ".join(public.read_text(encoding="utf-8").split()[:2])
+            key = " ".join(self.host_key(host).read_text(encoding="utf-8").split()[:2])
             known.append(f"{host.name},{host.name}.{spec.domain},{host.address},{host.address6} {key}")
             config.append(
                 f"Host {host.name} {host.name}.{spec.domain} {host.address}\n"
@@ -492,7 +557,7 @@ table inet {spec.table} {{
         # Connections that were open keep a dead host's network, and with it this interface, for minutes. A short wait
         # lets them close in the ordinary way first.
         limit = time.monotonic() + 0.5
-        while interface.exists() and time.monotonic() < limit:
+        while interface.exists() and not (interface / "tun_flags").exists() and time.monotonic() < limit:
             time.sleep(0.05)
         if interface.exists():
             run(["ip", "link", "delete", "dev", interface.name], check=False)
@@ -515,11 +580,13 @@ table inet {spec.table} {{
             f"--lab={self.directory}",
             f"--bridge={spec.bridge}",
         ]
-        argv += [f"--cgroup={self.cgroup(host.name)}", f"--machine={self.machine(host.name)}", host.name]
+        argv += [f"--cgroup={self.cgroup(host.name)}", f"--machine={self.machine(host.name)}"]
+        argv += [f"--console={self.console(host.name)}", host.name]
         spawn(self.directory, f"host-{host.name}", argv, self.console(host.name))
 
     def ssh(self, host: str, command: Sequence[str], timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        argv = ["ssh", "-F", str(self.directory / "ssh/config"), "-o", "ConnectTimeout=5", host, shlex.join(command)]
+        argv = ["ssh", "-F", str(self.directory / "ssh/config"), "-o", f"ConnectTimeout={timeout / 2:.0f}"]
+        argv += [host, shlex.join(command)]
         return subprocess.run(
             argv,
             check=False,
@@ -535,17 +602,19 @@ table inet {spec.table} {{
 
     def ssh_problem(self, host: Host) -> str:
         """Why nobody gets in, in the words of ssh; empty when it works."""
+        limit = 60 if host.qemu else 10
         try:
-            done = self.ssh(host.name, ["true"], timeout=10)
+            done = self.ssh(host.name, ["true"], timeout=limit)
         except subprocess.TimeoutExpired:
-            return "ssh waited for 10 s"
+            return f"ssh waited for {limit} s"
         return "" if done.returncode == 0 else done.stderr.strip() or f"ssh ended with status {done.returncode}"
 
     def wait_for_ssh(self, host: Host) -> None:
         started = reported = seen = time.monotonic()
         problem = ""
         open_once = False
-        while time.monotonic() - started < SSH_TIMEOUT:
+        limit = SSH_TIMEOUT[self.load()["accelerator"]] if host.qemu else NSPAWN_TIMEOUT
+        while time.monotonic() - started < limit:
             # A process that is just being replaced by its program (execve(2)) shows no environment for a moment.
             if self.running(f"host-{host.name}"):
                 seen = time.monotonic()
@@ -568,26 +637,28 @@ table inet {spec.table} {{
             time.sleep(0.2)
         running = "is running" if self.running(f"host-{host.name}") else "has ended"
         raise LabError(
-            f"{host.name} does not answer on SSH ({host.address}: {problem}); its nspawn {running}. "
+            f"{host.name} does not answer on SSH ({host.address}: {problem}); its {host.kind} process {running}. "
             f"The end of its console ({self.console(host.name)}):\n{tail(self.console(host.name))}\n"
-            f"The end of its journal:\n{self.journal_end(host.name)}"
+            f"The end of its journal:\n{self.journal_end(host)}"
         )
 
-    def journal_end(self, name: str) -> str:
+    def journal_end(self, host: Host) -> str:
         """What a host that cannot be asked wrote last, read from its disk."""
+        if host.qemu:
+            return "(in its disk, where only the host can read it)"
         command = "journalctl"
         if find_tool(command) is None:
             return f"({command} is not installed here)"
-        folder = self.host_directory(name) / "var/log/journal"
+        folder = self.host_directory(host.name) / "var/log/journal"
         argv = [command, f"--directory={folder}", "--lines=30", "--output=short-monotonic", "--no-pager", "--quiet"]
         return run(argv, check=False).stdout.strip() or "(empty)"
 
-    def ensure_standins(self, spec: Spec) -> None:
+    def ensure_standins(self, spec: Spec, image: Path) -> None:
         """Push what the registry does not have; remember each reference and digest."""
         if (self.directory / "registry.json").exists():
             return
         with locked(self.cache.lock("busybox"), "busybox"):
-            busybox = ensure_busybox(self.cache, spec.suite)
+            busybox = ensure_busybox(self.cache, spec.suite, image)
         pushed = {}
         for name, definition in sorted(standin_definitions().items()):
             layout = self.directory / "standins" / name
@@ -604,7 +675,7 @@ table inet {spec.table} {{
         """A mirror moves on: package lists older than a day name files that may be gone."""
         for host in spec.hosts:
             lists = self.host_directory(host.name) / "var/lib/apt/lists"
-            if time.time() - lists.stat().st_mtime < 86400:
+            if host.qemu or time.time() - lists.stat().st_mtime < LISTS_AGE:
                 continue
             say(f"  {host.name}: its package lists are older than a day, updating them")
             done = self.ssh(host.name, ["apt-get", "-q", "update"], timeout=300)
@@ -632,8 +703,11 @@ table inet {spec.table} {{
         """Orderly: as `poweroff` does. Otherwise as if the plug was pulled; what was written stays as it is."""
         processes = self.running(f"host-{self.host(name).name}")
         if orderly and processes:
-            self.ssh(name, ["systemctl", "poweroff"])
-            wait_gone(processes, 60)
+            host = self.host(name)
+            limit = STOP_TIMEOUT[self.load()["accelerator"]] if host.qemu else NSPAWN_TIMEOUT
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it may be gone before it says so
+                self.ssh(name, ["systemctl", "poweroff"], timeout=limit)
+            wait_gone(processes, limit)
         self.end_host(name)
         self.record_processes()
 

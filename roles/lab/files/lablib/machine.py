@@ -34,6 +34,12 @@ TOOLS: Mapping[str, str] = {
     "unshare": "util-linux",
     "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
 }
+# What only QEMU hosts need.
+QEMU_TOOLS: Mapping[str, str] = {
+    "mkfs.ext4": "e2fsprogs",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "setpriv": "util-linux",
+}
 # Units of packages this program may install: they are for the lab's own instances, so the distribution's are neither
 # started nor left enabled for the next boot.
 TOOL_UNITS: Mapping[str, tuple[str, ...]] = {
@@ -62,6 +68,11 @@ class Cache:
     @property
     def images(self) -> Path:
         return self.root / "images"
+
+    @property
+    def qemu(self) -> Path:
+        """Images of QEMU hosts, and the modules that are in them."""
+        return self.root / "qemu"
 
     @property
     def labs(self) -> Path:
@@ -112,11 +123,12 @@ def require_machine() -> None:
         raise LabError("The lab needs:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
 
-def missing_packages() -> list[str]:
-    return sorted({package for tool, package in TOOLS.items() if find_tool(tool) is None})
+def missing_packages(*, qemu: bool = False) -> list[str]:
+    wanted = {**TOOLS, **(QEMU_TOOLS if qemu else {})}
+    return sorted({package for tool, package in wanted.items() if find_tool(tool) is None})
 
 
-def install_tools(cache: Cache) -> None:
+def install_tools(cache: Cache, *, qemu: bool = False) -> None:
     """Install what is missing without starting any of it, and without leaving it enabled for the next boot."""
     with locked(cache.lock("tools"), "the installation of tools"):
         # An installation that outlived a killed run is left to finish: half-configured packages help nobody.
@@ -124,7 +136,7 @@ def install_tools(cache: Cache) -> None:
             say("  waiting for an installation that an earlier run began")
             time.sleep(5)
         settle_installation(cache)
-        packages = missing_packages()
+        packages = missing_packages(qemu=qemu)
         if not packages:
             return
         say(f"Installing {', '.join(packages)} (their services are neither started nor enabled)")
@@ -143,7 +155,7 @@ def install_tools(cache: Cache) -> None:
             run_with_progress("apt-get install", install, cache.log("apt-install"), cache.policy)
         finally:
             settle_installation(cache)
-        if still := missing_packages():
+        if still := missing_packages(qemu=qemu):
             raise LabError(f"still missing after the installation: {', '.join(still)}; install them by hand")
 
 
@@ -231,7 +243,9 @@ def plain_http(uri: str) -> str:
 def need_tool(name: str) -> str:
     found = find_tool(name)
     if found is None:
-        raise LabError(f"{name} is not installed (package {TOOLS.get(name, name)}): run `hearth_lab.py prepare`")
+        raise LabError(
+            f"{name} is not installed (package {({**TOOLS, **QEMU_TOOLS}).get(name, name)}): run `hearth_lab.py prepare`"
+        )
     return found
 
 

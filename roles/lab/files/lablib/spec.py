@@ -9,7 +9,7 @@ import dataclasses
 import ipaddress
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,28 @@ NAME = re.compile(r"[a-z][a-z0-9-]{0,30}[a-z0-9]")
 NAME_RULE = "lower-case letters, digits and hyphens, 2 to 32 characters, are allowed"
 
 
+KINDS = ("nspawn", "qemu")
+# What a QEMU host has when nothing is said. Two processors: a boot is mostly many small programs.
+MEMORY = 2048
+CPUS = 2
+# ZFS refuses a device of less (SPA_MINDEVSIZE).
+SMALLEST_DISK = 64 << 20
+UNITS = {"M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
 @dataclasses.dataclass(frozen=True)
 class Host:
     name: str
     address: str
     address6: str
+    kind: str = "nspawn"
+    memory: int = 0  # MiB, of a QEMU host
+    cpus: int = 0
+    disks: tuple[int, ...] = ()  # bytes of each disk beside the one with the root file system
+
+    @property
+    def qemu(self) -> bool:
+        return self.kind == "qemu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +88,10 @@ class Spec:
         return str(self.network6[1])
 
     @property
+    def qemu_hosts(self) -> tuple[Host, ...]:
+        return tuple(host for host in self.hosts if host.qemu)
+
+    @property
     def registry(self) -> str:
         return f"registry.{self.domain}:{self.registry_port}"
 
@@ -79,7 +100,7 @@ class Spec:
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Spec:
-        hosts = tuple(Host(**host) for host in data["hosts"])
+        hosts = tuple(Host(**{**host, "disks": tuple(host.get("disks", ()))}) for host in data["hosts"])
         requirements = tuple(data.get("python_requirements", ()))
         return Spec(**{**data, "hosts": hosts, "python_requirements": requirements})
 
@@ -95,6 +116,37 @@ def default_subnet6(subnet: str) -> str:
     return f"fd6b:9b1e:4c27:{octets[1]:02x}{octets[2]:02x}::/64"
 
 
+def host_settings(name: str, settings: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE of a host, checked: kind, memory, cpus, and disk as often as it has disks."""
+    kind, numbers, disks = KINDS[0], {"memory": MEMORY, "cpus": CPUS}, []
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key == "kind" and value in KINDS:
+            kind = value
+        elif key in numbers and re.fullmatch(r"[1-9][0-9]{0,6}", value):
+            numbers[key] = int(value)
+        elif key == "disk" and (size := disk_size(value)) >= SMALLEST_DISK:
+            disks.append(size)
+        else:
+            raise LabError(
+                f"host {name}: {setting!r} is none of kind={'|'.join(KINDS)}, memory=MEBIBYTES, cpus=NUMBER, "
+                "disk=SIZE (such as 64M, 8G: at least 64M; once for each disk)"
+            )
+    if kind == "qemu":
+        return {"kind": kind, **numbers, "disks": tuple(disks)}
+    if given := [setting for setting in settings if not setting.startswith("kind=")]:
+        raise LabError(
+            f"host {name}: {', '.join(given)} is for a host of kind=qemu; an nspawn host shares the machine's"
+        )
+    return {"kind": kind}
+
+
+def disk_size(text: str) -> int:
+    """Bytes; 0 when it is no size."""
+    found = re.fullmatch(r"([1-9][0-9]{0,6})([MGT])", text)
+    return int(found[1]) * UNITS[found[2]] if found else 0
+
+
 def make_spec(args: argparse.Namespace) -> Spec:
     if not NAME.fullmatch(args.name):
         raise LabError(f"lab name {args.name!r}: {NAME_RULE}")
@@ -108,7 +160,8 @@ def make_spec(args: argparse.Namespace) -> Spec:
         raise LabError(f"lab_subnet {network}: a private network of at least 256 addresses (/24 or larger) is needed")
     hosts: list[Host] = []
     for number, text in enumerate(args.hosts):
-        name, _, address = text.partition("=")
+        identity, *settings = text.split(",")
+        name, _, address = identity.partition("=")
         if not NAME.fullmatch(name):
             raise LabError(f"host name {name!r}: {NAME_RULE}")
         try:
@@ -120,7 +173,7 @@ def make_spec(args: argparse.Namespace) -> Spec:
         offset = int(own) - int(network.network_address)
         if any(name == other.name or str(own) == other.address for other in hosts):
             raise LabError(f"host {name} with address {own}: the name or the address is given twice")
-        hosts.append(Host(name, str(own), str(network6[offset])))
+        hosts.append(Host(name, str(own), str(network6[offset]), **host_settings(name, settings)))
     wildcard = args.wildcard or (hosts[0].name if hosts else "")
     if wildcard and wildcard not in {host.name for host in hosts}:
         raise LabError(f"lab_wildcard_host {wildcard!r} is none of the hosts: {', '.join(host.name for host in hosts)}")

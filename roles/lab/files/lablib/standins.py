@@ -28,7 +28,7 @@ def standin_definitions() -> dict[str, Any]:
     return tomllib.loads((FILES / "standins.toml").read_text(encoding="utf-8"))
 
 
-def ensure_busybox(cache: Cache, suite: str) -> Path:
+def ensure_busybox(cache: Cache, suite: str, image: Path) -> Path:
     """A static busybox from the image's own Debian release, unpacked and never installed on the machine."""
     folder = cache.root / "busybox"
     target = folder / f"busybox-{suite}-{architecture()}"
@@ -38,11 +38,8 @@ def ensure_busybox(cache: Cache, suite: str) -> Path:
     download = folder / "download"
     download.mkdir(parents=True)
     (download / "package").mkdir()
-    chroot = next(cache.images.glob(f"{suite}-{architecture()}-*"), None)
-    if chroot is None:
-        raise LabError(f"no {suite} image to take busybox from: run `hearth_lab.py image` first")
     # The image's lists name the package's file; the proxy on loopback has it. Nothing of the machine's apt is used.
-    wanted = _package_file(chroot, "busybox-static")
+    wanted = _package_file(image, "busybox-static")
     port = int(proxy_state(cache)["port"])
     package = download / "busybox-static.deb"
     options = ["-o", f"Acquire::http::Proxy=http://127.0.0.1:{port}", "-o", "APT::Sandbox::User=root"]
