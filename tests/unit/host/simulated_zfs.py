@@ -31,7 +31,6 @@ DEFAULTS = {
 class Snap:
     guid: str
     holds: list[str] = field(default_factory=list)
-    clones: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -48,9 +47,9 @@ class Node:
 class SimulatedZfs:
     """``run`` answers ``zfs ...``. ``effect`` is called before every change with its name."""
 
-    def __init__(self, root: Path, pools: t.Iterable[str] = ("tank",)) -> None:
+    def __init__(self, root: Path, pools: t.Iterable[str] = ("tank",), first: int = 1000) -> None:
         self.root = root
-        self.numbers = itertools.count(1000)
+        self.numbers = itertools.count(first)
         self.nodes: dict[str, Node] = {}
         self.effect: t.Callable[[str], None] = lambda _name: None
         for pool in pools:
@@ -161,12 +160,7 @@ class SimulatedZfs:
         return stdout
 
     def _create_command(self, arguments: list[str]) -> None:
-        options: dict[str, str] = {}
-        while arguments[0] == "-o":
-            prop, _, value = arguments[1].partition("=")
-            options[prop] = value
-            arguments = arguments[2:]
-        (name,) = arguments
+        options, (name,) = self._options(arguments)
         if name in self.nodes:
             self._fail(f"cannot create '{name}': dataset already exists")
         self._need(name.rpartition("/")[0])
@@ -218,10 +212,20 @@ class SimulatedZfs:
             if self.nodes[gone].mounted:
                 self._unmount(gone)
             self.effect(f"destroy {gone}")
+            if self.nodes[gone].snapshots and any(self._clones(gone, name) for name in self.nodes[gone].snapshots):
+                self._fail(f"cannot destroy '{gone}': filesystem has dependent clones")
+            for snapshot in self.nodes[gone].snapshots:
+                shutil.rmtree(self._snapshot_content(gone, snapshot))
             node = self.nodes.pop(gone)
             shutil.rmtree(self._content(node))
 
     def _list_command(self, arguments: list[str]) -> str:
+        if arguments[:7] == ["-Hp", "-t", "snapshot", "-o", "name,guid", "-s", "createtxg"]:
+            return "".join(
+                f"{name}@{snapshot}\t{snap.guid}\n"
+                for name in arguments[7:]
+                for snapshot, snap in self._need(name).snapshots.items()
+            )
         assert arguments[:6] == ["-Hp", "-r", "-t", "filesystem,volume,snapshot", "-o", "name,userrefs,clones"], (
             arguments
         )
@@ -232,10 +236,106 @@ class SimulatedZfs:
                 if name == asked or name.startswith(f"{asked}/"):
                     lines.append(f"{name}\t-\t-")
                     lines += [
-                        f"{name}@{snapshot}\t{len(snap.holds)}\t{','.join(snap.clones)}"
+                        f"{name}@{snapshot}\t{len(snap.holds)}\t{','.join(self._clones(name, snapshot))}"
                         for snapshot, snap in node.snapshots.items()
                     ]
         return "".join(f"{line}\n" for line in lines)
+
+    def _clones(self, name: str, snapshot: str) -> list[str]:
+        return [other for other, node in self.nodes.items() if node.origin == f"{name}@{snapshot}"]
+
+    def _unmount_command(self, arguments: list[str]) -> None:
+        (name,) = arguments
+        if not self._need(name).mounted:
+            self._fail(f"cannot unmount '{name}': not currently mounted")
+        self._unmount(name)
+
+    def _rename_command(self, arguments: list[str]) -> None:
+        old, new = arguments
+        node = self._need(old)
+        if new in self.nodes:
+            self._fail(f"cannot rename '{old}': dataset already exists")
+        assert not node.mounted, "renaming what is mounted by an inherited mount point is not modelled"
+        self.effect(f"rename {old} {new}")
+        self.nodes[new] = self.nodes.pop(old)
+        for other in self.nodes.values():
+            if other.origin.startswith(f"{old}@"):
+                other.origin = f"{new}@{other.origin.partition('@')[2]}"
+
+    def _clone_command(self, arguments: list[str]) -> None:
+        options, (origin, name) = self._options(arguments)
+        source, _, snapshot = origin.partition("@")
+        if snapshot not in self._need(source).snapshots:
+            self._fail(f"cannot open '{origin}': dataset does not exist")
+        self.effect(f"clone {origin} {name}")
+        node = self.nodes[name] = Node(self._guid(), options, origin=origin)
+        shutil.copytree(self._snapshot_content(source, snapshot), self._content(node), symlinks=True)
+
+    def _promote_command(self, arguments: list[str]) -> None:
+        (name,) = arguments
+        node = self._need(name)
+        source, _, last = node.origin.partition("@")
+        self.effect(f"promote {name}")
+        below = self.nodes[source]
+        moved = list(below.snapshots)[: list(below.snapshots).index(last) + 1]
+        for snapshot in moved:
+            before = self._snapshot_content(source, snapshot)
+            node.snapshots[snapshot] = below.snapshots.pop(snapshot)
+            os.rename(before, self._snapshot_content(name, snapshot))
+        node.origin, below.origin = "", f"{name}@{last}"
+
+    @staticmethod
+    def _options(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+        options: dict[str, str] = {}
+        while arguments[0] in ("-o", "-x"):
+            prop, _, value = arguments[1].partition("=")
+            if arguments[0] == "-o":
+                options[prop] = value
+            arguments = arguments[2:]
+        return options, arguments
+
+    # -- streams: a snapshot of ``remote``, another machine's ZFS ------------------------------------------------------
+
+    def receive(self, remote: SimulatedZfs, send: t.Sequence[str], receive: t.Sequence[str]) -> Completed:
+        """``zfs send ... | zfs receive -s -u ...``. Each snapshot of a stream has two effects: half of it (a kill leaves a
+        resume token), and the rest."""
+        assert list(receive[:4]) == ["zfs", "receive", "-s", "-u"], receive
+        options, (name,) = self._options(list(receive[4:]))
+        options = {key: value for key, value in options.items() if value}
+        arguments = [entry for entry in send[2:] if entry not in ("-L", "-c", "-e")]
+        if arguments[0] == "-t":
+            # The token names the snapshot that was cut off.
+            node = self._need(name)
+            wanted = [arguments[1].partition(":")[2]]
+            source = arguments[1].partition(":")[0]
+        elif arguments[0] == "-I":
+            source, _, last = arguments[2].partition("@")
+            every = list(remote.nodes[source].snapshots)
+            wanted = every[every.index(arguments[1].removeprefix("@")) + 1 : every.index(last) + 1]
+            node = self._need(name)
+        else:
+            source, _, last = arguments[0].partition("@")
+            if name in self.nodes:
+                return Completed(
+                    tuple(receive), 1, "", f"cannot receive new filesystem stream: destination '{name}' exists\n"
+                )
+            wanted = [last]
+            self.effect(f"begin {name}")
+            node = self.nodes[name] = Node(
+                self._guid(), dict(options), {"recordsize": "16384"}, resume=f"{source}:{last}"
+            )
+            self._content(node).mkdir(parents=True)
+        for snapshot in wanted:
+            self.effect(f"receive half of {name}@{snapshot}")
+            node.resume = f"{source}:{snapshot}"
+            self.effect(f"receive {name}@{snapshot}")
+            content = remote._snapshot_content(source, snapshot)
+            shutil.rmtree(self._content(node))
+            shutil.copytree(content, self._content(node), symlinks=True)
+            node.snapshots[snapshot] = Snap(remote.nodes[source].snapshots[snapshot].guid)
+            shutil.copytree(content, self._snapshot_content(name, snapshot), symlinks=True)
+            node.resume = ""
+        return Completed(tuple(receive), 0, "", "")
 
     def _snapshot_command(self, arguments: list[str]) -> None:
         for entry in arguments:
