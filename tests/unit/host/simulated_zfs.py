@@ -303,6 +303,9 @@ class SimulatedZfs:
         options, (name,) = self._options(list(receive[4:]))
         options = {key: value for key, value in options.items() if value}
         arguments = [entry for entry in send[2:] if entry not in ("-L", "-c", "-e")]
+        if name in self.nodes and self.nodes[name].resume and arguments[0] != "-t":
+            said = f"cannot receive incremental stream: destination {name} contains partially-complete state\n"
+            return Completed(tuple(receive), 1, "", said)
         if arguments[0] == "-t":
             # The token names the snapshot that was cut off.
             node = self._need(name)

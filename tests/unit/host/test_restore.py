@@ -208,6 +208,21 @@ def test_a_replica_comes_with_its_snapshots_so_that_replication_goes_on(tmp_path
     assert {name: snap.guid for name, snap in here.items()} == {name: snap.guid for name, snap in there.items()}
 
 
+@pytest.mark.parametrize(
+    "effect", ["receive tank/services/sonarr.restore@hourly-1", "receive tank/services/sonarr.restore@hourly-2"]
+)
+def test_a_transfer_that_was_cut_off_is_resumed(tmp_path: Path, effect: str) -> None:
+    whole = World(tmp_path / "whole")
+    whole.restore(whole.replica())
+    world = World(tmp_path / "cut")
+    goal = world.replica()
+    world.kill_before = whole.effects.index(effect)
+    with pytest.raises(Killed):
+        world.restore(goal)
+    world.kill_before = -1
+    assert world.restore(goal)[0] == "resume"
+
+
 def test_what_the_replica_got_meanwhile_is_no_obstacle(tmp_path: Path) -> None:
     world = World(tmp_path)
     goal = world.replica()
