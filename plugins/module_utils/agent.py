@@ -461,7 +461,7 @@ def settle_unit(layout: Layout, guarded: str = "") -> int:
 
 def gate(layout: Layout, service: str) -> int:
     """hearth-gate@SERVICE.service: whether the service may start on the storage that is there."""
-    from ansible_collections.hearth.homelab.plugins.module_utils import storage
+    from ansible_collections.hearth.homelab.plugins.module_utils import storage, zfs_storage
     from ansible_collections.hearth.homelab.plugins.module_utils.apply import Request
     from ansible_collections.hearth.homelab.plugins.module_utils.journal import read, replay
 
@@ -481,12 +481,9 @@ def gate(layout: Layout, service: str) -> int:
         if service in manifest.services:
             root = str(layout.root)
             ledger = storage.read_ledger(root=root)
-            facts = [
-                storage.read_storage_facts(item.name, root, ledger=ledger)
-                for item in manifest.items
-                if isinstance(item, m.Storage) and item.service == service
-            ]
-            problems = storage.gate(manifest.host, service, facts)
+            items = [item for item in manifest.items if isinstance(item, m.Storage) and item.service == service]
+            facts = zfs_storage.read_all(items, SystemRunner(), ledger, root=root)
+            problems = storage.gate(manifest.host, service, facts.values())
             for problem in problems:
                 print(f"{problem.message}. {problem.remedy}", file=sys.stderr)
             return 1 if problems else 0

@@ -35,6 +35,8 @@ from ansible_collections.hearth.homelab.plugins.module_utils import (
     storage,
     undo,
     validate,
+    zfs_datasets,
+    zfs_storage,
 )
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
 from ansible_collections.hearth.homelab.plugins.module_utils.actions import Action, Notice, Plan, Problem
@@ -409,18 +411,41 @@ class Apply:
             item = items.get(action.id)
             if not isinstance(item, m.Storage):
                 continue
-            if item.provider != "directory":
+            if item.provider not in ("directory", "zfs"):
                 raise RunError(item.service, f"storage provider {item.provider!r} is not known on this host", item.id)
             step = self.journal.begin(action.id, action.operation, action.service)
             path = self.layout.at(item.name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir(mode=0o700, exist_ok=True)
+            if item.provider == "zfs":
+                self._dataset(item)
+            else:
+                path.mkdir(mode=0o700, exist_ok=True)
             # The directory alone: what is in it belongs to its application.
             os.chown(path, self._uid(item.owner, item), self._gid(item.group, item))
             os.chmod(path, int(item.mode, 8))
-            storage.write_mark(item.name, self.manifest.host, item.service, root=str(self.layout.root))
-            fsync_directory(path.parent)
+            if item.provider == "directory":
+                storage.write_mark(item.name, self.manifest.host, item.service, root=str(self.layout.root))
+                fsync_directory(path.parent)
             self.journal.done(step)
+
+    def _dataset(self, item: m.Storage) -> None:
+        """Make, change and mount a storage's dataset as planned, on what is there now, and mark it."""
+        runner, root, host = self.context.runner, str(self.layout.root), self.manifest.host
+        found, current = zfs_storage.read([item], runner, storage.read_ledger(root=root), root=root)
+        facts = found[item.name]
+        state = storage.classify(facts, host, item.service).state
+        plan = zfs_storage.plan(item, current, "new" if state == "lost" else state)
+        if facts.error or plan.problems:
+            raise RunError(item.service, "; ".join([facts.error, *plan.problems]).strip("; "), item.id)
+        try:
+            zfs_datasets.apply(runner, plan.steps, root=root)
+            zfs_storage.write_mark(item, host, runner, root=root)
+        except (zfs_datasets.StepError, CommandError, ValueError) as error:
+            raise RunError(item.service, f"{item.name}: {error}", item.id) from error
+        # Before its owner is changed: without the mount this would be the directory under it.
+        again = zfs_storage.read([item], runner, storage.read_ledger(root=root), root=root)[0][item.name]
+        if again.error or again.away or again.mark is None:
+            raise RunError(item.service, f"{item.name}: {again.error or again.away or 'it has no mark'}", item.id)
 
     def _uid(self, name: str, item: m.Item) -> int:
         try:
@@ -1209,8 +1234,7 @@ class Apply:
             if isinstance(item, m.Unit) and item.running:
                 running.setdefault(item.service, []).append(item.name)
         wanted = []
-        for entry in entries:
-            facts = storage.read_storage_facts(entry.name, str(self.layout.root))
+        for entry, facts in self._facts(entries):
             if facts.mark is not None and not facts.mark.sentinel and entry.service in running:
                 wanted.append(entry)
         if not wanted:
@@ -1220,7 +1244,18 @@ class Apply:
             watch = loop.watches.get(entry.service)
             well = watch.phase == "well" if watch else all(units[unit].running for unit in running[entry.service])
             if well:
-                storage.write_sentinel(entry.name, self.manifest.host, entry.service, root=str(self.layout.root))
+                self._write_sentinel(entry)
+
+    def _facts(self, entries: t.Sequence[m.Storage]) -> list[tuple[m.Storage, storage.StorageFacts]]:
+        found = zfs_storage.read_all(entries, self.context.runner, {}, root=str(self.layout.root))
+        return [(entry, found[entry.name]) for entry in entries]
+
+    def _write_sentinel(self, entry: m.Storage) -> None:
+        root = str(self.layout.root)
+        if entry.provider == "zfs":
+            zfs_storage.write_mark(entry, self.manifest.host, self.context.runner, sentinel=True, root=root)
+        else:
+            storage.write_sentinel(entry.name, self.manifest.host, entry.service, root=root)
 
     # -- the end ------------------------------------------------------------------------------------------------
 

@@ -53,7 +53,8 @@ GATE = f"""\
 [Unit]
 Description=Storage gate of %i
 Documentation=https://github.com/hearth-homelab/hearth.homelab
-After=local-fs.target
+# zfs-mount.service is no part of local-fs.target for those who wait for it at boot only; without ZFS it does not exist.
+After=local-fs.target zfs-mount.service
 # It runs at each start of its service: how often that may fail is the service's own limit.
 StartLimitIntervalSec=0
 

@@ -127,7 +127,7 @@ class User(Item):
 class Storage(Item):
     """Persistent data of a service (``name`` is its path), with mark and sentinel (design section 6).
 
-    ``required_by`` lists the units whose start is gated on it.
+    Provider ``zfs``: ``dataset`` is its dataset, mounted at the path, and ``properties`` are the dataset's.
     """
 
     kind: t.ClassVar[str] = "storage"
@@ -137,6 +137,8 @@ class Storage(Item):
     provider: str = "directory"
     protection: str = "standard"  # the protection class
     empty_start: bool = True  # no tier is declared that could hold data: new storage starts empty
+    dataset: str = ""
+    properties: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

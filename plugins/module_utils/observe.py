@@ -26,7 +26,7 @@ import typing as t
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ansible_collections.hearth.homelab.plugins.module_utils import configure, scram
+from ansible_collections.hearth.homelab.plugins.module_utils import configure, scram, zfs_datasets, zfs_storage
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
 from ansible_collections.hearth.homelab.plugins.module_utils.postgresql import MEMBERSHIPS, RIGHTS, identifier, literal
 from ansible_collections.hearth.homelab.plugins.module_utils.protocol import secret_digest
@@ -222,6 +222,7 @@ class Observed:
     packages: dict[str, PackageState] = field(default_factory=dict)
     apt: AptState | None = None  # None: nothing is missing
     storage: dict[str, StorageFacts] = field(default_factory=dict)
+    datasets: zfs_datasets.Current = field(default_factory=zfs_datasets.Current)
     secrets: dict[str, str] = field(default_factory=dict)  # keyed digest of each stored secret
     open_secrets: dict[str, str] = field(default_factory=dict)  # whose files others than root may read or change: why
     files: dict[str, FileState] = field(default_factory=dict)  # files, directories, links and markers by path
@@ -421,10 +422,19 @@ class _Observer:
         if "storage" not in self.wanted:
             return
         ledger = read_ledger(self.state_dir, self.system.root)
-        for item in self.wanted["storage"]:
-            self.observed.storage[item.name] = read_storage_facts(
-                item.name, self.system.root, ledger=ledger, names=(self.user_names, self.group_names)
+        names = (self.user_names, self.group_names)
+        items = [item for item in self.wanted["storage"] if isinstance(item, m.Storage)]
+        for item in items:
+            if item.provider != "zfs":
+                self.observed.storage[item.name] = read_storage_facts(
+                    item.name, self.system.root, ledger=ledger, names=names
+                )
+        datasets = [item for item in items if item.provider == "zfs"]
+        if datasets:
+            found, self.observed.datasets = zfs_storage.read(
+                datasets, self.system.runner, ledger, root=self.system.root, names=names
             )
+            self.observed.storage.update(found)
 
     def _files(self) -> None:
         hashed: set[str] = set()

@@ -17,7 +17,7 @@ import typing as t
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from ansible_collections.hearth.homelab.plugins.module_utils import configure, storage
+from ansible_collections.hearth.homelab.plugins.module_utils import configure, storage, zfs_storage
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
 from ansible_collections.hearth.homelab.plugins.module_utils.actions import (
     ATTRIBUTES_ONLY,
@@ -454,14 +454,20 @@ class _Planner:
         # A fresh start that a person asked for by name: only where nothing is left that it could hide.
         fresh = fresh or (state.state == "lost" and named and facts.empty and facts.mark is None and not facts.foreign)
         if fresh:
-            self._act("storage", item, "create", "new", None, after)
+            before, more = self._dataset(item, "new")
+            if item.name in self.blocked:
+                return
+            self._act("storage", item, "create", "new", None, {**after, **more})
             why = "as asked for by name" if named else "no tier is declared that could hold data of it"
             self._notice(item, f"{item.name} starts empty: {why}")
-        elif state.state in ("data", "empty_marked"):
-            before = self._attributes(facts)
-            if before != after:
-                # Its own root only: ids and modes of the data below are never changed.
-                self._act("storage", item, "modify", _differing(before, after), before, after)
+        elif state.state in ("data", "empty_marked", "away"):
+            # Its own root only: ids and modes of the data below are never changed. Those of the directory under a
+            # dataset that is not mounted are not the dataset's.
+            before = after if state.state == "away" else self._attributes(facts)
+            old, new = self._dataset(item, state.state)
+            if item.name not in self.blocked and (before != after or new):
+                reason = ", ".join(filter(None, (_differing(before, after), "dataset" if new else "")))
+                self._act("storage", item, "modify", reason, {**before, **old}, {**after, **new})
         else:
             self.blocked.add(item.name)
             if state.state == "new":
@@ -472,6 +478,17 @@ class _Planner:
                 )
             else:
                 self._problem(item, state.message, storage.remedy(state.state, item.name, item.service))
+
+    def _dataset(self, item: m.Storage, state: storage.State) -> tuple[dict[str, t.Any], dict[str, t.Any]]:
+        """What changes of a storage's dataset, before and after; a problem blocks the storage."""
+        if item.provider != "zfs":
+            return {}, {}
+        plan = zfs_storage.plan(item, self.observed.datasets, state)
+        if plan.problems:
+            self.blocked.add(item.name)
+            for message in plan.problems:
+                self._problem(item, message, "nothing of it is changed until that is decided")
+        return zfs_storage.changes(plan.steps)
 
     def _initialize(self, item: m.Initialize) -> None:
         if item.storage in self.blocked:

@@ -139,6 +139,54 @@ class SystemRunner:
                 raise
         return _checked(Completed(argv, code, out.decode(errors="replace"), err.decode(errors="replace")), check)
 
+    def pipe(self, argv: Sequence[str], into: Sequence[str], *, timeout: float = TIMEOUT) -> Completed:
+        """``argv | into``, with nothing in between: what moves the data is the kernel. Both must succeed.
+
+        The result is the failed command's, else that of ``into`` (whose output is small). Neither asks on a terminal.
+        """
+        self.commands += [tuple(argv), tuple(into)]
+        environment = {**os.environ, "LC_ALL": "C.UTF-8"}
+        try:
+            source = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/", env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+        except FileNotFoundError:
+            return Completed(tuple(argv), NOT_FOUND, "", _not_installed(argv))
+        said: list[bytes] = []
+        listener = threading.Thread(target=lambda: said.append(source.stderr.read() if source.stderr else b""))
+        listener.start()
+        try:
+            target = subprocess.Popen(
+                into, stdin=source.stdout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/", env=environment,
+                start_new_session=True,
+            )  # fmt: skip
+        except FileNotFoundError:
+            _kill(source)
+            source.wait()
+            listener.join()
+            return Completed(tuple(into), NOT_FOUND, "", _not_installed(into))
+        if source.stdout is not None:
+            source.stdout.close()  # so that the source learns when the target ends
+        try:
+            out, err = target.communicate(timeout=timeout)
+            code = target.returncode
+        except subprocess.TimeoutExpired:
+            _kill(target)
+            out, err = target.communicate()
+            code, err = TIMED_OUT, err + f"\nstopped after {timeout:g} s".encode()
+        except BaseException:
+            _kill(target)
+            _kill(source)
+            raise
+        if code:
+            _kill(source)
+        source.wait()
+        listener.join()
+        if code == 0 and source.returncode:
+            return Completed(tuple(argv), source.returncode, "", b"".join(said).decode(errors="replace"))
+        return Completed(tuple(into), code, out.decode(errors="replace"), err.decode(errors="replace"))
+
 
 def _identity(user: str) -> tuple[dict[str, t.Any], str]:
     import grp

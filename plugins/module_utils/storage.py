@@ -13,11 +13,13 @@ ours      yes       anything                    ``data``: what the service runs 
 ours      no        anything                    ``empty_marked``: a skeleton at most, no data yet
 none      -         none                        ``new``
 none      -         something, or a foreign mark ``found``: somebody's data, never touched
+ours      -         cannot be seen              ``away``: not mounted, or its key is not loaded
 -         -         -                           ``lost``: the host's ledger says that data was here
 ========  ========  ==========================  ==============================================================
 
 The **ledger** (``storage.json`` in the host's state directory) lives outside the storage: it tells a wiped or
-unmounted storage from a new one. Provider ``directory``. Standard library only: this module runs on hosts.
+unmounted storage from a new one. Here is what all providers share and the provider ``directory``, whose mark is a file;
+``zfs_storage`` has datasets. Standard library only: this module runs on hosts.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ NOT_CONTENT = frozenset({MARK, "lost+found", f".{MARK}.hearth-tmp"})
 #: A mark is tiny; anything larger is not one.
 _MARK_LIMIT = 4096
 
-State = t.Literal["new", "data", "empty_marked", "found", "lost"]
+State = t.Literal["new", "data", "empty_marked", "away", "found", "lost"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,12 @@ class StorageFacts:
     group: str = ""
     mode: str = ""
     error: str = ""
+    # Of a dataset (zfs_storage):
+    dataset: str = ""
+    guid: str = ""
+    away: str = ""  # why its content is not at the path
+    beneath: tuple[str, ...] = ()  # names in the directory that it would hide when it is mounted
+    directory_mark: bool = False  # the directory at the path has a mark of its own, from the provider ``directory``
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class StorageState:
 def classify(facts: StorageFacts, host: str, service: str) -> StorageState:
     """The state of a storage that belongs to ``service`` on ``host``."""
     mark = facts.mark
-    if facts.ledger is not None and facts.ledger.sentinel:
+    if facts.ledger is not None and facts.ledger.sentinel and not facts.away:
         missing = _missing(facts, facts.ledger)
         if missing:
             return StorageState("lost", f"{facts.path} held data of {facts.ledger.service or service}, but {missing}")
@@ -112,8 +120,15 @@ def classify(facts: StorageFacts, host: str, service: str) -> StorageState:
         return StorageState("found", f"{facts.path} has a mark that is not ours: {facts.foreign}")
     if mark is not None and (mark.host, mark.service) != (host, service):
         return StorageState("found", f"{facts.path} is marked as storage of {mark.service} on {mark.host}")
+    if mark is not None and facts.away:
+        return StorageState("away", f"{facts.away}, and it holds {'data' if mark.sentinel else 'storage'} of {service}")
     if mark is not None:
         return StorageState("data") if mark.sentinel else StorageState("empty_marked")
+    if facts.away:
+        return StorageState("found", f"{facts.away}, so nobody can say what is in it")
+    if facts.directory_mark and not facts.guid:
+        message = f"{facts.path} is a directory that Hearth marked, and the dataset {facts.dataset} is declared for it"
+        return StorageState("found", message)
     if not facts.empty:
         names = ", ".join(facts.entries[:3]) + (" ..." if len(facts.entries) > 3 else "")
         return StorageState("found", f"{facts.path} has content that Hearth did not make ({names})")
@@ -158,6 +173,7 @@ def remedy(state: State, path: str, service: str) -> str:
     return {
         "lost": f"mount or restore the data of {path}; to start empty on purpose say so with -e start_empty={service}",
         "found": f"adopt it with playbooks/adopt.yml, or move what is in {path} away",
+        "away": f"mount it (zfs load-key, zfs mount), so that {path} is the data",
         "new": f"apply the host's plan, which makes and marks {path}",
     }.get(state, "")
 
@@ -272,11 +288,16 @@ def write_mark(
         mark = Mark(host, service, str(uuid.uuid4()))
     mark = replace(mark, sentinel=mark.sentinel or sentinel)
     _write(real, mark)
+    enter(path, mark, state_dir, root)
+    return mark
+
+
+def enter(path: str, mark: Mark, state_dir: str = "/var/lib/hearth", root: str = "/") -> None:
+    """Let the ledger know of the mark that ``path`` has."""
     ledger = read_ledger(state_dir, root)
-    entry = LedgerEntry(mark.id, service, mark.sentinel)
+    entry = LedgerEntry(mark.id, mark.service, mark.sentinel)
     if ledger.get(path) != entry:
         write_ledger({**ledger, path: entry}, state_dir, root)
-    return mark
 
 
 def write_sentinel(path: str, host: str, service: str, *, root: str = "/", state_dir: str = "/var/lib/hearth") -> Mark:

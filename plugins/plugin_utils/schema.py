@@ -829,6 +829,14 @@ def _certificates(value: t.Any) -> t.Any:
     return {"issuer": value} if isinstance(value, str) else value
 
 
+class Zfs(Model):
+    """ZFS on a host that has a pool. Without it storage is directories."""
+
+    services: t.Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.:-]*(/[A-Za-z0-9_.:-]+)*$")] = Field(
+        description="The dataset below which every service's storage gets its own, such as tank/services."
+    )
+
+
 class Ids(Model):
     users: dict[str, int] = Field({}, description="User name -> id.")
     groups: dict[str, int] = Field({}, description="Group name -> id.")
@@ -871,6 +879,7 @@ class CoreVariables(Model):
     hearth_certificates: t.Annotated[Certificates, BeforeValidator(_certificates)] = Field(
         Certificates(), description="Who signs the certificates of routes."
     )
+    hearth_zfs: Zfs | None = Field(None, description="ZFS: where the datasets of services are.")
     hearth_ids: Ids = Field(Ids(), description="Ids that differ from the roles'.")
     hearth_image_overrides: dict[str, str] = Field({}, description="Reference or its prefix -> stand-in.")
     hearth_protect_accept: dict[t.Literal["offsite", "onsite"], str] = Field(
