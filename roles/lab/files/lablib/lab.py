@@ -127,7 +127,8 @@ class Lab:
                 images["qemu"] = image.tree
                 self.ensure_kernel(image)
             ensure_proxy(self.cache, mirror)
-            wheels = self.ensure_wheels(spec, image)
+            any_image = next(iter(images.values()))  # both have Debian's own Python and busybox
+            wheels = self.ensure_wheels(spec, any_image)
             self.ensure_keys()
             self.ensure_bridge(spec)
             self.ensure_firewall(spec)
@@ -140,7 +141,7 @@ class Lab:
                 self.start(spec, host)
             for host in spec.hosts:
                 self.wait_for_ssh(host)
-            self.ensure_standins(spec, next(iter(images.values())))
+            self.ensure_standins(spec, any_image)
             self.refresh_lists(spec)
             self.record_processes()
             return True
