@@ -403,18 +403,17 @@ def _plan_creation(item: Desired, current: Current, coming: set[str], keys: froz
         result.problems.append(f"{item.name}: an encrypted dataset needs its key (keys)")
         return
     declared = _declared(item)
+    after, managed = dict(declared), zfs.join(declared)
     options: list[str] = []
     if item.volume:
         options += ["-V", declared.pop("volsize")]
         if declared.get("refreservation") == "0":
             options.append("-s")  # sparse
-    managed = zfs.join(declared)
     for prop, value in sorted(declared.items()):
         options += ["-o", f"{prop}={value}"]
     if managed:
         options += ["-o", f"{zfs.MANAGED}={managed}"]
     key = item.name if prompt and item.name in keys else ""
-    after = {**declared, **({"volsize": options[1]} if item.volume else {})}
     result.steps.append(Step(item.name, "create", ("zfs", "create", *options, item.name), {}, after, key))
 
 

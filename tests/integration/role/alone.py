@@ -207,9 +207,8 @@ class Alone:
             # What Debian ran before the role came it runs afterwards.
             if state[:1] != ["inactive"] and f"{item['name']} loaded {state[0]}" not in self.clean["units"]:
                 left.append(f"{item['name']} {state}")
-            if {"enabled", "enabled-runtime"} & set(state) and f"{item['name']} {state[-1]}" not in self.clean[
-                "enabled"
-            ]:
+            known = f"{item['name']} {state[-1]}" in self.clean["enabled"]
+            if not known and ("enabled" in state or ("enabled-runtime" in state and self.is_wanted(item["name"]))):
                 left.append(f"{item['name']} {state}")
         for item in self.items(self.before, "user"):
             account = self.ssh(f"getent passwd {item['name']} || true").strip()
@@ -232,6 +231,13 @@ class Alone:
                 if line.startswith(protocol) and line.endswith(f":{port}") and line not in self.clean["sockets"]
             ]
         return left
+
+    def is_wanted(self, unit: str) -> bool:
+        """Whether a unit comes at the next boot, which a package's generator says by links: something that is enabled
+        wants it."""
+        wanting = self.ssh(f"systemctl show --value --property=WantedBy,RequiredBy {unit}").split()
+        states = self.ssh(f"systemctl is-enabled {' '.join(wanting)} 2>/dev/null; true").split() if wanting else []
+        return any(state not in ("disabled", "masked") for state in states)
 
     def keep(self) -> None:
         """Something in its data that must outlast it."""

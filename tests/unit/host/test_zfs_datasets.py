@@ -233,7 +233,7 @@ def test_attributes_of_the_directory_under_an_unmounted_dataset_are_not_those_of
 
 def test_volumes() -> None:
     assert steps(current(), wanted("tank/v", volsize="1G", refreservation="none")) == [
-        f"zfs create -V 1073741824 -s -o refreservation=0 -o {zfs.MANAGED}=refreservation tank/v"
+        f"zfs create -V 1073741824 -s -o refreservation=0 -o {zfs.MANAGED}=refreservation,volsize tank/v"
     ]
     there = dataset("tank/v", type=("volume", "-"), volsize=("1073741824", "local"), mounted=("-", "-"),
                     mountpoint=("-", "-"), managed=("volsize", "local"))  # fmt: skip
