@@ -281,6 +281,11 @@ class Alone:
         data = [item["name"] for item in items if item["kind"] == "storage"]
         data += [item["name"] for item in items if item["kind"] == "file" and item.get("create_only")]
         data += [path for item in items if item["kind"] == "initialize" for path in item.get("makes", ())]
+        # What is below a mount point is the owner's, such as finished downloads; the directory stays while it has some.
+        mounts = [item["name"] for item in items if item["kind"] == "directory" and item.get("create_only")]
+        data += (
+            self.ssh(f"find {' '.join(mounts)} -maxdepth 0 -not -empty 2>/dev/null || true").split() if mounts else []
+        )
         made = set(json.loads(self.ssh("cat /var/lib/hearth/originals/directories.json 2>/dev/null || echo []")))
         made |= {item["name"] for item in items if item["kind"] == "directory"}
         old, new = self.clean["files"], after["files"]
