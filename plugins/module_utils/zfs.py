@@ -84,6 +84,7 @@ _ALIASES: Mapping[str, Mapping[str, str]] = {
     "compression": {"gzip": "gzip-6"},
     "encryption": {"on": "aes-256-gcm"},
     "volmode": {"geom": "full"},
+    "xattr": {"sa": "on"},  # since 2.3, which prints on (zfsprops(7); it was dir before)
 }
 
 _UNITS = "BKMGTPEZ"

@@ -40,6 +40,7 @@ class Numbers:
         ("compression", "gzip", "gzip-6"),
         ("encryption", "on", "aes-256-gcm"),
         ("copies", 2, "2"),
+        ("xattr", "sa", "on"),
         ("org.example:note", "Yes", "Yes"),
     ],
 )
