@@ -7,6 +7,7 @@ here real programs, a real systemd and a real boot are in it. Each test leaves a
 
 from __future__ import annotations
 
+import re
 import typing as t
 from dataclasses import dataclass, field, replace
 
@@ -15,7 +16,7 @@ from ansible_collections.hearth.homelab.plugins.module_utils import manifest as 
 from drive import World
 from scenarios import STATE, app, fleet
 
-from ..conftest import wait_until
+from ..conftest import ROOT, wait_until
 from .conftest import LabHost
 
 IMAGE = "registry.lab.example.com:5000/standin/{}:1"
@@ -31,6 +32,7 @@ Restart=no
 [Install]
 WantedBy=multi-user.target
 """
+LOGIND = "/etc/systemd/logind.conf.d/50-hearth.conf"
 CLUSTER = ("pg_createcluster", "17", "main", "--port=5432", "--start-conf=auto", "--encoding=UTF8", "--locale=C.UTF-8",
            "--", "--data-checksums")  # fmt: skip
 
@@ -45,6 +47,11 @@ def wanted(
     """
     world = fleet(text=f"v{number}", port=9000 + number, command=command)
     world.host = "lab-forge"
+    # As roles/base: postgresql-common's postinst runs `su postgres`, and ten seconds later, when logind has ended that
+    # user's session, it would remove the shared memory of the server that runs by then.
+    world.service("base", tier="core", units=("systemd-logind.service",))
+    world.file("base", LOGIND, (ROOT / "roles/base/templates/logind.conf.j2").read_text(encoding="utf-8"))
+    world.add(m.Unit("systemd-logind.service", "base", enabled=None, reload_on=(f"file:{LOGIND}",)))
     world.service("postgresql", tier="infrastructure", units=("postgresql@17-main.service",))
     world.add(m.Package("postgresql-17", "postgresql"), m.Group("postgres", "postgresql", gid=2002))
     world.add(m.User("postgres", "postgresql", uid=2002, group="postgres", home="/var/lib/postgresql"))
@@ -79,8 +86,6 @@ def wanted(
     return world
 
 
-#: Without a PAM session: where one ends, logind removes the shared memory of a user that is not a system user
-#: (logind.conf(5), RemoveIPC=; roles/base says no). setpriv(1) is what the engine uses.
 #: Questions to the host of which ``Fleet.well`` knows the answers.
 LOOK = {
     **STATE,
@@ -89,7 +94,7 @@ LOOK = {
     "guards": "systemctl list-units --all --no-legend --plain 'hearth-guard*'",
     "failed": "systemctl list-units --failed --no-legend --plain",
     "data": "stat -c '%n %u %g %a %s' /var/lib/app/precious; cat /var/lib/app/precious; "
-    "setpriv --reuid postgres --regid postgres --init-groups psql -XAtc 'select * from precious' postgres",
+    "runuser -u postgres -- psql -XAtc 'select * from precious' postgres 2>&1",
 }
 
 
@@ -103,13 +108,17 @@ class Fleet:
         self.number += 1
         return wanted(self.number, **more)
 
-    def well(self, world: World) -> None:
-        """The host is wholly ``world``: files, what runs, what is live, what is recorded; nothing else is left."""
-        text = next(value for key, value in world.secrets.items() if key == "app/key")[len("s3cret-app-") : -1]
-        port = str(9000 + int(text[1:]))
+    def well(self, world: World) -> dict[str, str]:
+        """The host is wholly ``world``: files, what runs, what is live, what is recorded; nothing else is left.
+
+        Why services of it are held back, as the host's current generation says.
+        """
+        text = world.secrets["app/key"][len("s3cret-app-") : -1]
+        (rules,) = (item for item in world.items if item.id == "file:/etc/nftables/hearth.nft")
+        (port,) = re.findall("90[0-9]+", world.blobs[rules.digest].decode())
         expected = {
             "text": text, "served": text, "disk": port, "live": port, "left": "", "units": "active " * 3 + "active",
-            "secret": f"box-token-{text}", "others": "active active", "guards": "", "failed": "", "data": self.precious,
+            "secret": world.secrets["box/token"], "others": "active active", "guards": "", "failed": "", "data": self.precious,
         }  # fmt: skip
         # The unit of the killed run itself is collected as soon as what it triggered is over.
         wait_until("no unit is failed", lambda: not self.host.ask({"failed": LOOK["failed"]})["failed"], 10, 0.5)
@@ -122,14 +131,13 @@ class Fleet:
         plan = answer["plan"]
         assert (answer["status"], plan["actions"], plan["problems"]) == ("converged", [], []), answer
         assert answer["unfinished"] == []
+        return t.cast("dict[str, str]", answer["partial"])
 
     def make_precious(self) -> None:
         self.host.sh(
             "echo data >/var/lib/app/precious; chown app:app /var/lib/app/precious; chmod 600 /var/lib/app/precious"
         )
-        self.host.sh(
-            "setpriv --reuid postgres --regid postgres --init-groups psql -qXAtc 'create table precious as select 42' postgres"
-        )
+        self.host.sh("runuser -u postgres -- psql -qXAtc 'create table precious as select 42' postgres")
         self.precious = self.host.ask({"data": LOOK["data"]})["data"]
 
     def interrupt(self, world: World, record: dict[str, t.Any], how: str, confirm: bool = True) -> dict[str, t.Any]:
