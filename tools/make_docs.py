@@ -4,7 +4,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Make the reference pages and the JSON Schemas from what documents itself; `--check` fails when one is stale.
 
-Sources: plugins/plugin_utils/schema.py, the DOCUMENTATION of modules, and each role's argument specs, defaults and
+Sources: plugins/plugin_utils/schema.py, the DOCUMENTATION of modules and filters, and each role's argument specs, defaults and
 contribution. A role that is added needs nothing here. Pages whose source is gone are removed.
 """
 
@@ -268,7 +268,7 @@ def alerts_page() -> tuple[str, str]:
     return "docs/alerts.md", page("# Alerts", lines)
 
 
-# --- modules ---------------------------------------------------------------------------------------------------------
+# --- modules and filters ---------------------------------------------------------------------------------------------------------
 
 
 def constants(path: Path, cls: str = "") -> dict[str, t.Any]:
@@ -295,7 +295,7 @@ def values(entries: Data, prefix: str = "") -> t.Iterator[tuple[str, str, str]]:
 
 
 def documentation(source: dict[str, t.Any]) -> Data:
-    """The DOCUMENTATION of a module with the fragments that it extends, merged as ansible-doc does: its own keys win."""
+    """The DOCUMENTATION of a plugin with the fragments that it extends, merged as ansible-doc does: its own keys win."""
     doc: Data = yaml.safe_load(source["DOCUMENTATION"])
     for name in doc.pop("extends_documentation_fragment", []):
         path = ROOT / "plugins" / "doc_fragments" / f"{name.removeprefix('hearth.homelab.')}.py"
@@ -304,32 +304,42 @@ def documentation(source: dict[str, t.Any]) -> Data:
     return doc
 
 
-def module_pages() -> t.Iterator[tuple[str, str]]:
+def option_rows(options: Data, prefix: str = "") -> t.Iterator[tuple[str, str, str, str]]:
+    """Name, type, default and meaning of each option, those inside of others behind them."""
+    for name, option in options.items():
+        yield (
+            f"`{prefix}{name}`" + (" (required)" if option.get("required") else ""),
+            option.get("type", "str") + (f" of {option['elements']}" if option.get("elements") else ""),
+            "" if option.get("default") is None else code(option["default"]),
+            cell(option["description"])
+            + (" One of " + ", ".join(map(code, option["choices"])) + "." if option.get("choices") else ""),
+        )
+        yield from option_rows(option.get("suboptions") or {}, f"{prefix}{name}.")
+
+
+def plugin_pages(kind: str, key: str, title: str) -> t.Iterator[tuple[str, str]]:
+    """A page for each plugin of ``plugins/KIND`` with documentation, and their index. ``key`` has the name."""
     names = []
-    for path in sorted((ROOT / "plugins/modules").glob("*.py")):
+    folder = f"docs/reference/{'modules' if kind == 'modules' else f'{kind}s'}"
+    for path in sorted((ROOT / "plugins" / kind).glob("*.py")):
         source = constants(path)
         if "DOCUMENTATION" not in source:
             continue
         doc = documentation(source)
-        names.append((f"[{doc['module']}]({doc['module']}.md)", cell(doc["short_description"])))
+        name = doc[key]
+        names.append((f"[{name}]({name}.md)", cell(doc["short_description"])))
         description = doc["description"] if isinstance(doc["description"], list) else [doc["description"]]
-        options = [
-            (f"`{name}`" + (" (required)" if option.get("required") else ""),
-             option.get("type", "str") + (f" of {option['elements']}" if option.get("elements") else ""),
-             "" if option.get("default") is None else code(option["default"]),
-             cell(option["description"])
-             + (" One of " + ", ".join(map(code, option["choices"])) + "." if option.get("choices") else ""))
-            for name, option in (doc.get("options") or {}).items()]  # fmt: skip
-        attributes = [(f"`{name}`", str(entry.get("support", "")), cell(entry.get("description", "")))
-                      for name, entry in (doc.get("attributes") or {}).items()]  # fmt: skip
-        yield f"docs/reference/modules/{doc['module']}.md", page(
-            f"# hearth.homelab.{doc['module']}", f"{doc['short_description']}.", [f"- {cell(text)}" for text in description] + [""],
-            "## Options", table(("option", "type", "default", "meaning"), options) or ["It has no options.", ""],
-            "## Attributes", table(("attribute", "support", "meaning"), attributes),
+        attributes = [(f"`{entry}`", str(value.get("support", "")), cell(value.get("description", "")))
+                      for entry, value in (doc.get("attributes") or {}).items()]  # fmt: skip
+        yield f"{folder}/{name}.md", page(
+            f"# hearth.homelab.{name}", f"{doc['short_description']}.", [f"- {cell(text)}" for text in description] + [""],
+            "## Options", table(("option", "type", "default", "meaning"), option_rows(doc.get("options") or {}))
+            or ["It has no options.", ""],
+            ["## Attributes", "", *table(("attribute", "support", "meaning"), attributes)] if attributes else [],
             "## Examples", ["```yaml", str(source.get("EXAMPLES", "")).strip(), "```", ""],
             "## Result", table(("key", "type", "meaning"), values(yaml.safe_load(source.get("RETURN", "")) or {})),
         )  # fmt: skip
-    yield "docs/reference/modules/index.md", page("# Modules", table(("module", "what"), names))
+    yield f"{folder}/index.md", page(f"# {title}", table((kind.removesuffix("s"), "what"), names))
 
 
 # --- schema ----------------------------------------------------------------------------------------------------------
@@ -478,7 +488,16 @@ def contracts_page() -> tuple[str, str]:
 
 
 def everything() -> dict[str, str]:
-    return dict([*role_pages(), *module_pages(), contracts_page(), alerts_page(), *schemas()])
+    return dict(
+        [
+            *role_pages(),
+            *plugin_pages("modules", "module", "Modules"),
+            *plugin_pages("filter", "name", "Filters"),
+            contracts_page(),
+            alerts_page(),
+            *schemas(),
+        ]
+    )
 
 
 def leftovers(pages: t.Container[str]) -> list[Path]:
