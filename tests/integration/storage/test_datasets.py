@@ -1,0 +1,147 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""A service's data on ZFS: made, mended, never started without, never put over what is somebody's."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+
+import pytest
+
+from ..conftest import Site, wait_until
+
+HOST = "lab-forge"
+BOX = "tank/services/box"
+
+
+def get(site: Site, dataset: str, *properties: str) -> list[str]:
+    return site.ssh(HOST, f"zfs get -Hp -o value {','.join(properties)} {dataset}").splitlines()
+
+
+def play(site: Site, *arguments: str, **more: t.Any) -> t.Any:
+    return site.play(*arguments, limit=HOST, **more)
+
+
+def active(site: Site) -> bool:
+    return site.ssh(HOST, "systemctl is-active box.service || true").strip() == "active"
+
+
+def starts(site: Site) -> int:
+    return len(site.ssh(HOST, "cat /var/lib/box/starts").split())
+
+
+def test_each_storage_is_a_dataset_with_mark_and_sentinel(site: Site) -> None:
+    assert get(site, BOX, "mountpoint", "mounted", "recordsize", "quota", "compression") == [
+        "/var/lib/box", "yes", "16384", "104857600", "zstd",
+    ]  # fmt: skip
+    assert get(site, f"{BOX}-cache", "mountpoint", "sync") == ["/var/cache/box", "disabled"]
+    (guid,) = get(site, BOX, "guid")
+    assert get(site, BOX, "hearth.homelab:mark", "hearth.homelab:sentinel") == [f"{HOST}/box/{guid}", guid]
+    assert site.ssh(HOST, "stat -c '%U %a' /var/lib/box /var/cache/box").split() == ["box", "750", "box", "700"]
+    ledger = json.loads(site.ssh(HOST, "cat /var/lib/hearth/storage.json"))
+    assert ledger["storage"]["/var/lib/box"] == {"id": guid, "sentinel": True, "service": "box"}
+    # Nothing of the mark is a file among the data.
+    assert site.ssh(HOST, "ls -A /var/lib/box").split() == ["starts"]
+
+
+def test_the_second_run_changes_nothing_in_one_exchange(site: Site) -> None:
+    result = play(site).converge(HOST)
+    assert not result["changed"], result["actions"]
+    assert result["exchanges"] == 1
+
+
+def test_a_changed_property_is_found_and_mended_and_restarts_nothing(site: Site) -> None:
+    before = starts(site)
+    site.ssh(HOST, f"zfs set recordsize=1M {BOX}; zfs inherit sync {BOX}-cache")
+    planned = play(site, "--check", "--diff")
+    assert planned.actions(HOST) == {"modify storage:/var/lib/box", "modify storage:/var/cache/box"}
+    assert play(site).actions(HOST) == planned.actions(HOST)
+    assert get(site, BOX, "recordsize") == ["16384"]
+    assert get(site, f"{BOX}-cache", "sync") == ["disabled"]
+    assert not play(site).converge(HOST)["changed"]
+    assert starts(site) == before
+
+
+def test_it_does_not_start_while_its_dataset_is_away_and_a_run_brings_both_back(site: Site) -> None:
+    site.ssh(HOST, f"systemctl stop box.service && zfs unmount {BOX}")
+    said = site.ssh(HOST, "systemctl start box.service 2>&1; journalctl -b -u hearth-gate@box.service -n 5 -o cat")
+    assert f"{BOX} is not mounted, and it holds data of box" in said
+    assert not active(site)
+    assert site.ssh(HOST, "ls -A /var/lib/box") == ""  # nothing was written under it
+    assert play(site).actions(HOST) >= {"modify storage:/var/lib/box", "start unit:box.service"}
+    assert active(site)
+    assert not play(site).converge(HOST)["changed"]
+
+
+def test_it_comes_back_after_a_reboot(site: Site) -> None:
+    before = starts(site)
+    boot = site.ssh(HOST, "cat /proc/sys/kernel/random/boot_id")
+    site.ssh(HOST, "systemctl reboot", check=False)
+    wait_until(
+        "another boot",
+        lambda: site.ssh(HOST, "cat /proc/sys/kernel/random/boot_id", check=False) not in ("", boot),
+        300,
+        5,
+    )
+    wait_until("box", lambda: active(site), 60)
+    assert starts(site) == before + 1
+
+
+def test_data_that_is_lost_is_said_and_nothing_starts_in_its_place(site: Site) -> None:
+    site.ssh(HOST, f"systemctl stop box.service && zfs destroy {BOX}")
+    outcome = play(site, expect=2)
+    assert "/var/lib/box held data of box, but it does not exist now" in outcome.message
+    assert "-e start_empty=box" in outcome.message
+    site.ssh(HOST, "systemctl start box.service", check=False)
+    assert not active(site)
+    assert site.ssh(HOST, f"zfs list {BOX} 2>&1 || true").endswith("dataset does not exist\n")
+    # An empty one of the same name is not it.
+    site.ssh(HOST, f"zfs create -o mountpoint=/var/lib/box {BOX}")
+    assert "held data of box" in play(site, expect=2).message
+    site.ssh(HOST, f"zfs destroy {BOX}")
+    play(site, variables={"start_empty": "box"})
+    assert active(site)
+    assert starts(site) == 1
+    assert not play(site).converge(HOST)["changed"]
+
+
+@pytest.fixture
+def new(site: Site) -> t.Iterator[dict[str, t.Any]]:
+    """A further service, and what it is declared with."""
+    contribution = {
+        "summary": "Comes later", "tier": "services", "run": {"native": {}}, "user": {"name": "later", "id": 3052},
+        "storage": {"state": {"mountpoint": "/srv/later"}}, "protect": {"class": "standard"},
+    }  # fmt: skip
+    data = {"hearth_services__later": {"later": {"contribution": contribution}}}
+    site.set_vars(f"host_vars/{HOST}/zz_later.yml", data)
+    yield data
+    site.set_vars(f"host_vars/{HOST}/zz_later.yml", None)
+    site.ssh(HOST, "zfs destroy -r tank/services/later; rm -rf /srv/later", check=False)
+    play(site)
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ("mkdir -p /srv/later; echo mine > /srv/later/photo", "has content that Hearth did not make (photo)"),
+        ("zfs create -o mountpoint=/srv/later tank/services/later; echo mine > /srv/later/photo", "(photo)"),
+        ("zfs create -o canmount=noauto -o mountpoint=/srv/later tank/services/later", "nobody can say what is in it"),
+        (
+            "zfs snapshot tank/services/box@x; zfs clone -o mountpoint=/srv/later tank/services/box@x tank/services/later",
+            "it is a clone of tank/services/box@x",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_somebodys_is_left_alone(site: Site, new: dict[str, t.Any], found: str, says: str) -> None:
+    site.ssh(HOST, found)
+    before = site.ssh(
+        HOST,
+        "zfs get -Hp all tank/services/later 2>/dev/null | grep -v -E 'used|refer|avail|written'; ls -lA /srv/later",
+    )
+    outcome = play(site, expect=2)
+    assert says in outcome.message
+    assert before == site.ssh(
+        HOST,
+        "zfs get -Hp all tank/services/later 2>/dev/null | grep -v -E 'used|refer|avail|written'; ls -lA /srv/later",
+    )
+    site.ssh(HOST, "zfs destroy -r tank/services/later; zfs destroy tank/services/box@x", check=False)
