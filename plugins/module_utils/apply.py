@@ -1396,6 +1396,15 @@ class _Host:
         kept = None if found is None else self.apply.journal.keep(found.to_json())
         return {"do": "postgresql_role", "name": action.name, "before": kept, "port": port}
 
+    def _along(self, service: str) -> list[str]:
+        """Units of the services that require this one."""
+        requiring = services.requiring(self.apply.full, {service}) - {service}
+        return sorted(
+            item.name
+            for item in self.apply.full.items
+            if isinstance(item, m.Unit) and item.running and item.service in requiring
+        )
+
     def act(self, service: str, verb: str, units: t.Sequence[str]) -> str:
         journal = self.apply.journal
         steps = journal.begin_all((f"unit:{unit}", verb, service, {"do": "unit", "unit": unit}) for unit in units)
@@ -1404,8 +1413,9 @@ class _Host:
             # Waited for: a failed reload leaves a unit active, its state does not show it.
             done = self.context.runner.run(["systemctl", "reload-or-restart", "--", *units], check=False, timeout=120)
         else:
-            # Clears a start limit that earlier failures have used up, and the count of restarts.
-            self.context.runner.run(["systemctl", "reset-failed", "--", *units], check=False)
+            # Clears a start limit that earlier failures have used up, and the count of restarts: also of what systemd restarts
+            # along (Requires=), which would be held to be failing after a few runs within a minute.
+            self.context.runner.run(["systemctl", "reset-failed", "--", *units, *self._along(service)], check=False)
             done = self.context.runner.run(["systemctl", "--no-block", verb, "--", *units], check=False)
         journal.done(*steps)
         return (

@@ -152,6 +152,11 @@ def canonical(prop: str, value: t.Any) -> str:
     return _ALIASES.get(prop, {}).get(found, found)
 
 
+def argument(prop: str, value: str) -> str:
+    """A canonical value as zfs-set(8) takes it: it refuses 0 for "no quota" (measured with 2.3.9)."""
+    return "none" if value == "0" and NOT_INHERITED.get(prop) == "none" and prop in _SIZES else value
+
+
 def problem(prop: str, value: t.Any) -> str:
     """Why a property cannot be declared with this value; empty when it can, as far as ZFS' own rules are known here."""
     if ":" in prop:

@@ -410,7 +410,7 @@ def _plan_creation(item: Desired, current: Current, coming: set[str], keys: froz
         if declared.get("refreservation") == "0":
             options.append("-s")  # sparse
     for prop, value in sorted(declared.items()):
-        options += ["-o", f"{prop}={value}"]
+        options += ["-o", f"{prop}={zfs.argument(prop, value)}"]
     if managed:
         options += ["-o", f"{zfs.MANAGED}={managed}"]
     key = item.name if prompt and item.name in keys else ""
@@ -475,7 +475,7 @@ def _plan_existing(item: Desired, current: Current, keys: frozenset[str], result
                 )
             )
     managed = zfs.join(declared)
-    arguments = [f"{prop}={value}" for prop, value in sorted(change.items())]
+    arguments = [f"{prop}={zfs.argument(prop, value)}" for prop, value in sorted(change.items())]
     if managed and dataset.local(zfs.MANAGED) != managed:
         arguments.append(f"{zfs.MANAGED}={managed}")
     if arguments:

@@ -67,7 +67,7 @@ TREE: dict[str, t.Any] = {
         "owner": "root", "group": "adm", "mode": "0750",
     },
     "tank/services/paperless": {
-        "properties": {"mountpoint": "/var/lib/paperless", "canmount": "noauto", "normalization": "formD"},
+        "properties": {"mountpoint": "/var/lib/paperless", "canmount": "noauto", "normalization": "formD", "quota": "none"},
     },
     "tank/vol": {"properties": {"volsize": "64M", "refreservation": "none", "volblocksize": "16K"}},
     "tank/secure": {

@@ -142,7 +142,7 @@ def test_what_is_as_declared_needs_nothing() -> None:
 
 def test_all_changes_of_a_dataset_are_one_command() -> None:
     there = dataset("tank/a", quota=("1", "local"), atime=("on", "local"), managed=("atime,quota", "local"))
-    assert steps(current(there), wanted("tank/a", quota="none", atime="no")) == ["zfs set atime=off quota=0 tank/a"]
+    assert steps(current(there), wanted("tank/a", quota="none", atime="no")) == ["zfs set atime=off quota=none tank/a"]
 
 
 @pytest.mark.parametrize("source", ["default", "inherited from tank", "received"])
@@ -234,7 +234,7 @@ def test_attributes_of_the_directory_under_an_unmounted_dataset_are_not_those_of
 
 def test_volumes() -> None:
     assert steps(current(), wanted("tank/v", volsize="1G", refreservation="none")) == [
-        f"zfs create -V 1073741824 -s -o refreservation=0 -o {zfs.MANAGED}=refreservation,volsize tank/v"
+        f"zfs create -V 1073741824 -s -o refreservation=none -o {zfs.MANAGED}=refreservation,volsize tank/v"
     ]
     there = dataset("tank/v", type=("volume", "-"), volsize=("1073741824", "local"), mounted=("-", "-"),
                     mountpoint=("-", "-"), managed=("volsize", "local"))  # fmt: skip
