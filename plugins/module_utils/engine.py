@@ -20,6 +20,9 @@ PYTHON = "/usr/bin/python3"
 #: On failure of a run, and at boot before everything that a run may have changed: sysinit.target comes before all
 #: services, network-pre.target before the network and its firewall. Neither apt nor podman nor D-Bus is up then: files
 #: go back at once, the rest follows when the boot is done (settle.py). ``active`` exists while a run is unfinished.
+#: Not before systemd-modules-load.service: zfs-mount.service comes after that and before local-fs.target, and systemd
+#: breaks such a cycle by leaving a unit out of the boot, here the one that mounts the data. What ran earlier than this
+#: and reads what went back is restarted (undo.py).
 SETTLE = f"""\
 # Written by Hearth.
 [Unit]
@@ -28,7 +31,7 @@ Documentation=https://github.com/hearth-homelab/hearth.homelab
 DefaultDependencies=no
 RequiresMountsFor=/var/lib/hearth
 After=local-fs.target
-Before=sysinit.target network-pre.target nftables.service systemd-sysctl.service systemd-modules-load.service
+Before=sysinit.target network-pre.target nftables.service systemd-sysctl.service
 Conflicts=shutdown.target
 Before=shutdown.target
 ConditionPathExists=/var/lib/hearth/agent/current/main.py

@@ -200,16 +200,22 @@ def _unqueue(context: Context, units: t.Iterable[str]) -> None:
         context.call(["systemctl", "stop", "--no-block", "--", *names])
 
 
-def _boot_with_these(context: Context, steps: t.Sequence[Step]) -> None:
-    """Early in a boot: systemd has read its unit files, and queued what they want, before they went back."""
-    if not reads_unit_files(steps):
-        return
-    context.call(["systemctl", "daemon-reload"])
-    baseline = context.journal.state.baseline
-    again = {step.undo["unit"] for step in steps if step.undo and step.undo["do"] == "enabled" and step.undo["before"]}
-    names = sorted(name for name in again if baseline.get(name, {}).get("active", False))
-    if names:
-        context.call(["systemctl", "start", "--no-block", "--", *names])
+def _boot_with_these(context: Context, steps: t.Sequence[Step], readers: t.Mapping[str, str]) -> None:
+    """Early in a boot: systemd has read its unit files, and queued what they want, before they went back; and a few units
+    ran already (systemd-journald, systemd-modules-load). ``readers``: ``consumers`` of the steps."""
+    if reads_unit_files(steps):
+        context.call(["systemctl", "daemon-reload"])
+        baseline = context.journal.state.baseline
+        undone = [step.undo for step in steps if step.undo]
+        again = {data["unit"] for data in undone if data["do"] == "enabled" and data["before"]}
+        names = sorted(name for name in again if baseline.get(name, {}).get("active", False))
+        if names:
+            context.call(["systemctl", "start", "--no-block", "--", *names])
+    running = [name for name, unit in context.units(sorted(readers)).items() if unit.active == "active"]
+    for how, verb in (("restart", "restart"), ("reload", "reload-or-restart")):
+        names = sorted(name for name in running if readers[name] == how)
+        if names:
+            context.call(["systemctl", verb, "--no-block", "--", *names])
 
 
 def enabled_units(context: Context) -> list[str]:
@@ -446,7 +452,7 @@ def take_back(
     )
     if context.early:
         undo_steps(context, steps)
-        _boot_with_these(context, all_steps)
+        _boot_with_these(context, all_steps, consumers((previous, manifest), {step.id for step in all_steps}))
         return work
     # First: systemd knows how to stop a unit only while its file is there.
     _act(context, "stop", _loaded(context, work.stop))

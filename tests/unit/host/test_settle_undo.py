@@ -330,6 +330,42 @@ def test_early_in_the_boot_systemd_reads_and_queues_what_went_back(layout: Layou
     assert calls.index(queued[0]) < calls.index("systemctl disable --no-reload --quiet -- fresh.service")
 
 
+def test_early_in_the_boot_what_ran_before_reads_again_what_went_back(layout: Layout) -> None:
+    """systemd-modules-load.service is not after hearth-settle.service: that would keep zfs-mount.service out of the boot."""
+    shown = "".join(
+        f"Id={name}\nLoadState=loaded\nActiveState={state}\n\n"
+        for name, state in (
+            ("systemd-journald.service", "active"),
+            ("systemd-modules-load.service", "active"),
+            ("systemd-sysctl.service", "inactive"),
+        )
+    )
+    runner = FakeRunner({"systemctl": "", "systemctl show": shown, "systemd-run": ""})
+    files = ("/etc/journald.conf", "/etc/modules", "/etc/sysctl.conf")
+    triggers: tuple[dict[str, t.Any], ...] = (
+        {"reload_on": (files[0],)},
+        {"restart_on": (files[1],)},
+        {"restart_on": (files[2],)},
+    )
+    units = tuple(
+        Unit(name, "base", **{key: (f"file:{value[0]}",) for key, value in trigger.items()})
+        for name, trigger in zip(
+            ("systemd-journald.service", "systemd-modules-load.service", "systemd-sysctl.service"),
+            triggers,
+            strict=True,
+        )
+    )
+    context = context_of(layout, runner, early=True)
+    context.journal.phase("files")
+    for path in files:
+        context.journal.begin(f"file:{path}", "create", "base", {"do": "path", "path": path, "before": None})
+    undo.take_back(context, None, Manifest("h", "debian13", "amd64", {}, units, ()), None)
+    assert [" ".join(argv) for argv in runner.calls if "--no-block" in argv] == [
+        "systemctl restart --no-block -- systemd-modules-load.service",
+        "systemctl reload-or-restart --no-block -- systemd-journald.service",
+    ]
+
+
 def test_early_in_the_boot_a_run_that_will_be_finished_is_left_alone(layout: Layout, runner: FakeRunner) -> None:
     interrupted(layout, runner, "prepare", "files", "guarded", "services")
     settle.settle(layout, runner, early=True)
