@@ -162,12 +162,12 @@ class Apply:
             return self.result
         try:
             self.journal.reserve()
+            self.journal.phase("prepare")
         except OSError as error:
             self.journal.release()
             message = f"the space for undoing this run cannot be had: {error.strerror}"
             self.result.problems.append(Problem("", "", message, "make room; nothing was changed").to_dict())
             return self.result
-        self.journal.phase("prepare")
         return self._guard(lambda: self._all(plan))
 
     def resume(self) -> Result:

@@ -34,7 +34,7 @@ from ansible_collections.hearth.homelab.plugins.module_utils import (
 )
 from ansible_collections.hearth.homelab.plugins.module_utils.actions import Problem
 from ansible_collections.hearth.homelab.plugins.module_utils.apply import Apply, Request, Result
-from ansible_collections.hearth.homelab.plugins.module_utils.journal import UNDOING, Journal
+from ansible_collections.hearth.homelab.plugins.module_utils.journal import RESERVE, UNDOING, Journal
 from ansible_collections.hearth.homelab.plugins.module_utils.layout import (
     Layout,
     fsync_directory,
@@ -101,16 +101,21 @@ def finish(layout: Layout, context: Context, result: Result, phase: str) -> Resu
     write_json(context.journal.directory / "result.json", data)
     context.journal.phase(phase)
     context.journal.close()
-    # What was replaced may have been secret, and nothing is undone any more.
-    shutil.rmtree(context.journal.before, ignore_errors=True)
-    shutil.rmtree(layout.transit(result.run), ignore_errors=True)
-    for path in context.journal.directory.glob(".*.hearth-tmp"):  # a kill while one of its own files was written
-        path.unlink(missing_ok=True)
+    _forget(layout, context.journal.directory)
     if not generations.unfinished_runs(layout):
         (layout.state / "active").unlink(missing_ok=True)
         fsync_directory(layout.state)
     generations.prune(layout)
     return Result(**data)
+
+
+def _forget(layout: Layout, directory: Path) -> None:
+    """Remove what only an unfinished run needs: reserved space, what it replaced, secrets in transit."""
+    (directory / RESERVE).unlink(missing_ok=True)
+    shutil.rmtree(directory / "before", ignore_errors=True)
+    shutil.rmtree(layout.transit(directory.name), ignore_errors=True)
+    for path in directory.glob(".*.hearth-tmp"):  # a kill while one of its own files was written
+        path.unlink(missing_ok=True)
 
 
 def early_boot(runner: Runner) -> bool:
@@ -125,11 +130,13 @@ def settle(layout: Layout, runner: Runner, early: bool | None = None, own: str =
     unfinished = generations.unfinished_runs(layout)
     if not unfinished:
         active = (layout.state / "active").resolve()
-        if active.parent == layout.runs.resolve() and active.is_dir() and not (active / "result.json").exists():
-            write_json(
-                active / "result.json", _interrupted(Result(active.name), "before anything was changed").to_dict()
-            )
-            shutil.rmtree(layout.transit(active.name), ignore_errors=True)
+        if active.parent == layout.runs.resolve() and active.is_dir():
+            # Killed at its beginning, or at its very end. First of all, because a result needs room.
+            _forget(layout, active)
+            if not (active / "result.json").exists():
+                write_json(
+                    active / "result.json", _interrupted(Result(active.name), "before anything was changed").to_dict()
+                )
         (layout.state / "active").unlink(missing_ok=True)
         _stray_policy(layout)
         generations.sweep(layout, own)

@@ -847,6 +847,7 @@ class _Now:
 _now = _Now()
 _inside = threading.local()
 _CHANGES = {
+    "shutil.rmtree",  # what it removes, it names relative to an open directory
     "os.rename",
     "os.remove",
     "os.rmdir",

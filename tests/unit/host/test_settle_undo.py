@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import typing as t
 from dataclasses import replace
@@ -379,6 +380,20 @@ def test_a_run_that_never_began_gets_a_result(layout: Layout, runner: FakeRunner
     settle.settle(layout, runner, early=False)
     assert (layout.runs / "r2" / "result.json").exists()
     assert not os.path.lexists(layout.state / "active")
+
+
+def test_a_run_that_was_killed_when_it_was_over_leaves_nothing(layout: Layout, runner: FakeRunner) -> None:
+    """Found by the scenario `kills`: its secrets in transit stayed until another run came, ten minutes later at least."""
+    directory = interrupted(layout, runner, "prepare", "files", "guarded", "services", "committed")
+    (directory / "result.json").write_text('{"run": "r1", "ok": true}')
+    (layout.transit("r1")).mkdir(parents=True)
+    (layout.transit("r1") / "secrets.json").write_text("{}")
+    settle.begin(layout, "r1")
+    settle.settle(layout, runner, early=False)
+    assert not layout.transit("r1").exists()
+    assert not (directory / "before").exists()
+    assert not os.path.lexists(layout.state / "active")
+    assert json.loads((directory / "result.json").read_text())["ok"]  # it is not called interrupted
 
 
 def test_the_lock_names_its_owner(layout: Layout) -> None:
