@@ -150,5 +150,5 @@ def test_what_is_somebodys_is_left_alone(site: Site, new: None) -> None:
     before = site.ssh(HOST, look)
     outcome = play(site, expect=2)
     for name, (_made, said) in FOUND.items():
-        assert any(f"/srv/{name} " in line and said in line for line in outcome.message.splitlines()), name
+        assert any(f"/{name} " in line and said in line for line in outcome.message.splitlines()), name
     assert before == site.ssh(HOST, look)
