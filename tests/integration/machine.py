@@ -39,9 +39,14 @@ def _without(value: t.Any, *keys: str) -> t.Any:
     return [_without(entry, *keys) for entry in value] if isinstance(value, list) else value
 
 
+def _is_ours(lab: str, name: str) -> bool:
+    """`role-killed` is a lab of the test that runs `role`; `roles` is somebody else's."""
+    return lab == name or lab.startswith(f"{name}-")
+
+
 @dataclass(frozen=True)
 class Others:
-    """What belongs to labs whose names do not start with ours."""
+    """What belongs to labs of other names. Ours are `name` itself and those whose names go on after it with a hyphen."""
 
     interfaces: frozenset[str]
     labs: frozenset[str]
@@ -51,7 +56,7 @@ class Others:
         bridges, labs = set(), set()
         for alias in Path("/sys/class/net").glob("*/ifalias"):
             mark = alias.read_text().strip()
-            if mark.startswith("hearth-lab:") and not Path(mark).name.startswith(name):
+            if mark.startswith("hearth-lab:") and not _is_ours(Path(mark).name, name):
                 bridges.add(alias.parent.name)
                 labs.add(Path(mark).name)
         ports = {port.name for bridge in bridges for port in Path("/sys/class/net", bridge, "brif").glob("*")}
@@ -97,7 +102,7 @@ def settings(others: Others) -> dict[str, str]:
 def processes(name: str, others: Others) -> list[str]:
     """What a lab runs: by its mark, by its root directory, and the proxy that all labs share when there are no others."""
     found = []
-    own = re.compile(rf"/labs/{re.escape(name)}[^/]*(/|$)")
+    own = re.compile(rf"/labs/{re.escape(name)}(-[^/]*)?(/|$)")
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -138,7 +143,7 @@ def files() -> dict[str, str]:
 
 
 def snapshot(name: str) -> dict[str, t.Any]:
-    """The machine now, apart from labs whose names do not start with `name`."""
+    """The machine now, apart from what belongs to labs other than `name` and `name-*`."""
     others = Others.find(name)
 
     def about(entries: list[dict[str, t.Any]], *volatile: str) -> list[str]:
