@@ -256,7 +256,8 @@ ROLES_DOWN = "$$($(FIND_PYTHON))" $(LAB_PROGRAM) down --name roles --link build/
 roles: $(VENV)/.dev ## every role by itself, one after the other on one host (half an hour): make roles [ROLES="redis sonarr"]
 	@"$(MAKE)" --silent lab-tools
 	@$(BIN)/python tools/test_site.py roles >/dev/null
-	@down() { $(ROLES_DOWN); }; trap down EXIT; \
+	@: # A run that was killed leaves its host with a role on it: down comes first.
+	@down() { $(ROLES_DOWN); }; down; trap down EXIT; \
 	subnet="$$(sed -n 's/^ *lab_subnet: //p' build/roles/inventories/lab/hosts.yml)"; \
 	"$$($(FIND_PYTHON))" $(LAB_PROGRAM) up --name roles --subnet "$$subnet" --link build/roles/build/lab lab-forge >/dev/null; \
 	$(BIN)/python tests/integration/role/every.py build/roles $(ROLES)
