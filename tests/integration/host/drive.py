@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ansible_collections.hearth.homelab.plugins.module_utils import manifest as m
 from ansible_collections.hearth.homelab.plugins.module_utils import protocol
+from watcher import TOO_LATE
 
 #: Puts the agent on the host; the controller has a way of its own (plugin_utils/agent.py).
 INSTALL = """\
@@ -46,6 +47,10 @@ print(final + "/main.py")
 
 WATCHER = Path(__file__).with_name("watcher.py")
 MODULE_UTILS = Path(protocol.__file__).resolve().parent
+
+
+class TooLateError(RuntimeError):
+    """A run ended by itself before it could be killed at its last record."""
 
 
 class Host:
@@ -123,7 +128,7 @@ class Host:
             yield
             out, error = watcher.communicate(timeout=200)
             if watcher.returncode != 0:
-                raise RuntimeError(f"{record}: {error}{out}")
+                raise (TooLateError if watcher.returncode == TOO_LATE else RuntimeError)(f"{record}: {error}{out}")
 
     def follow(self, run: str, confirm: bool = True, show: bool = True) -> dict[str, t.Any]:
         offset, begun = 0, time.monotonic()

@@ -12,7 +12,8 @@ process, as kill -9 or the kernel's OOM killer does it, ``kill-all`` to all that
 tidies up; ``stop`` freezes them where they are, for a power cut; ``fill`` freezes them, fills the file system of FILLER
 and lets them go on. Prints the record. Standard library only.
 
-A run that ends without the record is said at once, with how it ended: there is nothing to wait for then.
+A run that ends without the record is said at once, with how it ended: there is nothing to wait for then. Status 3: the
+record is there, and the process has ended meanwhile by itself.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import sys
 import time
 
 TIMEOUT = 120.0
+TOO_LATE = 3
 
 #: What ``fill`` makes as large as there is room, but for SPARE bytes.
 FILLER = "/run/small/filler"
@@ -79,14 +81,20 @@ def fill() -> None:
     os.close(handle)
 
 
+def send(pids: list[int], number: signal.Signals) -> None:
+    """To the first one, and to the others as far as they are still there: programs that it started come and go."""
+    os.kill(pids[0], number)
+    for pid in pids[1:]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 def strike(pid: int, how: str) -> None:
-    """What happens to the process at the record."""
-    for one in [pid] if how == "kill" else children(pid):
-        os.kill(one, signal.SIGSTOP if how in ("stop", "fill") else signal.SIGKILL)
+    """What happens to the process at the record. ProcessLookupError: it has ended by itself."""
+    send([pid] if how == "kill" else children(pid), signal.SIGSTOP if how in ("stop", "fill") else signal.SIGKILL)
     if how == "fill":
         fill()
-        for one in children(pid):
-            os.kill(one, signal.SIGCONT)
+        send(children(pid), signal.SIGCONT)
 
 
 def main(run: str, text: str, how: str, command: str = "run") -> int:
@@ -127,10 +135,13 @@ def main(run: str, text: str, how: str, command: str = "run") -> int:
             )
             if hit:
                 pid = pid or process(run, command)
-                if pid is None:
+                try:
+                    if pid is None:
+                        raise ProcessLookupError
+                    strike(pid, how)
+                except ProcessLookupError:
                     print(f"{record} is there, its process is not", file=sys.stderr)
-                    return 1
-                strike(pid, how)
+                    return TOO_LATE
                 print(json.dumps(record), flush=True)
                 return 0
         if result:
