@@ -452,7 +452,11 @@ def settle_unit(layout: Layout, guarded: str = "") -> int:
             results = settle.settle(layout, runner)
     except lock.LockedError as locked:
         print(f"nothing to settle: {locked}")
-        return 0
+        results = []
+    # systemd does not always collect the unit of a killed run by itself, and one that stays failed is one that people
+    # look at. Here, because that unit's failure calls for this one: whether the run was settled here, by the next run, or
+    # was killed when it was over.
+    runner.run(["systemctl", "reset-failed", "--", "hearth-apply-*.service"], check=False)
     for result in results:
         for problem in result.problems:
             print(problem["message"])

@@ -35,7 +35,9 @@ Before=sysinit.target network-pre.target nftables.service systemd-sysctl.service
 Conflicts=shutdown.target
 Before=shutdown.target
 ConditionPathExists=/var/lib/hearth/agent/current/main.py
-ConditionPathIsSymbolicLink=/var/lib/hearth/active
+# A run is under way, or the unit of one is loaded: it failed, and may have been killed when the run was over.
+ConditionPathIsSymbolicLink=|/var/lib/hearth/active
+ConditionPathExistsGlob=|/run/systemd/transient/hearth-apply-*.service
 StartLimitIntervalSec=0
 
 [Service]

@@ -146,9 +146,6 @@ def settle(layout: Layout, runner: Runner, early: bool | None = None, own: str =
         redactor = Redactor(stored_secrets(layout))
         redactor.add(*transit_secrets(layout, directory.name).values())
         results.append(recover(layout, context_of(layout, runner, directory, redactor, early)))
-        if not early:
-            # systemd does not always collect it by itself, and a unit that stays failed is one that people look at.
-            runner.run(["systemctl", "reset-failed", "--", f"hearth-apply-{directory.name}.service"], check=False)
     generations.sweep(layout, own)
     if early:
         # Ordered after the boot only where both are queued: it does not wait for a target that is not coming.

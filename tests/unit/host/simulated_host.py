@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import fnmatch
 import json
 import os
 import re
@@ -453,7 +454,7 @@ class SimulatedHost:
             wants = self.at(WANTS)
             return "".join(f"{name} enabled enabled\n" for name in sorted(os.listdir(wants) if wants.is_dir() else ()))
         if verb == "reset-failed":
-            for name in names:
+            for name in [known for word in names for known in fnmatch.filter(self.state["units"], word)]:
                 if self.unit(name)["active"] == "failed":
                     self.effect(f"systemctl {verb} {name}")
                     self.unit(name)["active"] = "inactive"

@@ -382,10 +382,13 @@ def difference(state: dict[str, t.Any], recorded: Recorded, name: str) -> str:
     return "; ".join(lines)
 
 
+RUN_UNIT = "hearth-apply-run.service"
+
+
 def settle_unit(host: SimulatedHost) -> None:
-    """OnFailure= of the run's unit; its condition is that a run is under way."""
-    if os.path.lexists(host.layout.state / "active"):
-        agent.settle_unit(host.layout)
+    """OnFailure= of the run's unit, which systemd does not always collect by itself."""
+    host.unit(RUN_UNIT)["active"] = "failed"
+    agent.settle_unit(host.layout)
 
 
 def boot(host: SimulatedHost) -> None:
@@ -394,6 +397,7 @@ def boot(host: SimulatedHost) -> None:
         agent.settle_unit(host.layout)
     with Quiet():
         host.boot()
+        host.state["units"].pop(RUN_UNIT, None)
     while host.state["queued"]:
         host.state["queued"].pop()
         agent.settle_unit(host.layout)
