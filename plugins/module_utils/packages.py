@@ -127,10 +127,23 @@ def repair(context: Context) -> None:
     # both right, from what it has downloaded.
     context.say("installing what was left half unpacked (apt-get -f install)")
     done = _apt(context, "-f", "--no-remove", "install")
+    anew = _wanted_anew(context)
+    if anew:
+        # Killed after its files were in place, before dpkg took its mark away: apt counts such a package as unpacked,
+        # tries to configure it, and dpkg refuses that. Its dependencies are there by now, as --reinstall needs them.
+        context.say(f"installing anew what dpkg had marked so: {', '.join(anew)}")
+        done = _apt(context, "--no-remove", "--reinstall", "install", *anew)
     left = _unfinished(context)
     if done.returncode != 0 or left:
         why = context.redactor.text(explain(done, 15) if done.returncode else left)
         raise PackageError(f"an interrupted installation cannot be finished: {why}")
+
+
+def _wanted_anew(context: Context) -> list[str]:
+    """Packages with dpkg's flag ``reinstreq`` (dpkg-query(1), db:Status-Eflag)."""
+    argv = ["dpkg-query", "-W", "-f", "${db:Status-Eflag} ${binary:Package}\\n"]
+    lines = context.runner.run(argv, timeout=60).stdout.splitlines()
+    return sorted(name for flag, _, name in (line.partition(" ") for line in lines) if flag == "reinstreq")
 
 
 def _unfinished(context: Context) -> str:

@@ -248,6 +248,30 @@ FINISHED = (
 )
 
 
+def test_dpkg_wants_a_package_anew(versions: Fleet) -> None:
+    """The moment between a package's files and the end of dpkg's mark that it has to be installed anew, which no kill
+    hits on purpose: settling is held back, and the state of that moment is written."""
+    old, new, host = versions.current, wanted(1, packages=AT), versions.host
+    held = "/run/systemd/system/hearth-settle.service.d"
+    condition = "[Unit]\\nConditionPathExists=/held/back\\n"
+    host.sh(f"mkdir {held}; printf '{condition}' >{held}/held.conf; systemctl daemon-reload")
+    run = host.name_run()
+    with host.killing(run, {"file": "/var/lib/dpkg/info/at.list"}, "kill-all"):
+        host.start(new.manifest, new.blobs, new.secrets, run=run)
+    unit = f"systemctl is-active hearth-apply-{run}.service"
+    wait_until("the run is killed", lambda: host.sh(unit, check=False).strip() in ("failed", "inactive"), 30, 0.2)
+    # Setting what is set makes dpkg write its whole status file.
+    host.sh("dpkg --get-selections at | dpkg --set-selections")
+    host.sh("sed -i '/^Package: at$/,/^$/s/^Status: .*/Status: install reinstreq unpacked/' /var/lib/dpkg/status")
+    assert "They must be reinstalled" in host.sh("dpkg --audit", check=False)
+    host.sh(f"rm -r {held}; systemctl daemon-reload")
+    (result,) = host.call("recover")["results"]
+    assert result["undone"], result
+    assert host.sh("dpkg --audit; dpkg-query -W -f '${db:Status-Abbrev}' at") == "ii "
+    versions.well(old)
+    host.sh("dpkg --purge at")
+
+
 @pytest.mark.parametrize("kill", UNDONE, ids=lambda kill: kill.id)
 def test_undone_when_killed_at(versions: Fleet, kill: Kill) -> None:
     result = versions.interrupt(wanted(1, extra="extra1", **kill.more), kill.record, kill.how, kill.confirm)

@@ -52,6 +52,9 @@ Tree = dict[str, tuple[t.Any, ...]]
 UNIT_DIRECTORIES = ("/run/systemd/system", "/etc/systemd/system", "/usr/lib/systemd/system")
 WANTS = "/etc/systemd/system/multi-user.target.wants"
 
+#: States of a package with dpkg's flag ``reinstreq``.
+WANTED_ANEW = ("half-installed", "unpacked reinstreq")
+
 #: Packages of the simulated distribution: files (with units), whether their units are enabled by the installation,
 #: and units that their maintainer scripts start.
 PACKAGES: dict[str, dict[str, str]] = {
@@ -516,6 +519,11 @@ class SimulatedHost:
         return ""
 
     def _run_dpkgquery(self, argv: list[str], _text: str) -> t.Any:
+        if "db:Status-Eflag" in argv[2]:
+            return "".join(
+                f"{'reinstreq' if status in WANTED_ANEW else 'ok'} {name}\n"
+                for name, status in self.state["packages"].items()
+            )
         lines = [
             f"{name}\t{self.state['packages'][name]}\tamd64\t1\n" for name in argv[3:] if name in self.state["packages"]
         ]
@@ -529,7 +537,8 @@ class SimulatedHost:
         for name in half:
             if self.state["packages"][name] == "unpacked":
                 self._configure_package(name)
-        return ""
+        refused = [name for name in half if self.state["packages"][name] == "unpacked reinstreq"]
+        return (1, "", f"{refused[0]} is in a very bad inconsistent state") if refused else ""
 
     def _run_aptget(self, argv: list[str], _text: str) -> t.Any:
         simulated = "-s" in argv or "--simulate" in argv
@@ -551,6 +560,9 @@ class SimulatedHost:
         assert "install" in argv, argv
         half = [name for name, status in self.state["packages"].items() if status == "half-installed"]
         missing = sorted({*missing, *half}) if "-f" in argv else missing
+        refused = [name for name, status in self.state["packages"].items() if status == "unpacked reinstreq"]
+        if refused and "--reinstall" not in argv:
+            return 100, "", f"{refused[0]} is in a very bad inconsistent state"
         for name in missing:
             if self.state["packages"].get(name) != "unpacked":
                 self.effect(f"apt-get unpack {name}: begin")
@@ -559,6 +571,7 @@ class SimulatedHost:
                 for path, text in PACKAGES[name].items():
                     if not os.path.lexists(self.at(path)):  # --force-confold
                         self.put(path, text)
+                self.state["packages"][name] = "unpacked reinstreq"  # dpkg's mark goes with a step of its own
                 self.effect(f"apt-get unpack {name}: end")
                 self.state["packages"][name] = "unpacked"
         for name in missing:
