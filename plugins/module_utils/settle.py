@@ -209,7 +209,10 @@ def _backward(layout: Layout, context: Context, request: Request) -> Result:
     context.journal.phase(UNDOING)
     generation = generations.current(layout)
     previous = generation.manifest if generation else None
-    if not context.early:
+    if context.early:
+        # Settling late in the boot before may have configured packages, and lost its power then.
+        _disable_again(context)
+    else:
         _finish_packages(context)
         undo.clean(context)
     undo.take_back(context, None, planner.merge(request.manifest, previous, request.scope), previous)
@@ -237,12 +240,16 @@ def _finish_packages(context: Context) -> None:
     try:
         packages.deny_starts(context, ())
         packages.repair(context)
-        # Configuring enables units; if the undoing began early in a boot, it has passed that step already.
-        for step in context.journal.state.steps:
-            if step.undone and (step.undo or {}).get("do") == "package_units":
-                undo.undo_steps(context, [step])
+        _disable_again(context)
     except (CommandError, packages.PackageError, OSError) as error:
         context.problems.append(context.redactor.text(f"an interrupted installation could not be finished: {error}"))
+
+
+def _disable_again(context: Context) -> None:
+    """Configuring packages enables units; if the undoing began early in a boot, it has passed that step already."""
+    for step in context.journal.state.steps:
+        if step.undone and (step.undo or {}).get("do") == "package_units":
+            undo.undo_steps(context, [step])
 
 
 def _interrupted(result: Result, how: str) -> Result:

@@ -575,8 +575,10 @@ def test_killed_at_every_instant(host: SimulatedHost, case: Case) -> None:
         last = len(recorded.moments) - number < 10  # its journal has ended: what is left has to go all the same
         if not (ALL or journalled(name) or number % 5 == 0 or last):
             continue
-        for how in (settle_unit, boot) if ALL else ((settle_unit, boot)[number % 2],):
-            again = range(10_000) if ALL else (number * 7,) if number % 5 == 0 else ()
+        # Settling configures packages late in a boot, and may lose its power at any instant of that.
+        whole = ALL or name == "apt-get unpack caddy: files"
+        for how in (settle_unit, boot) if whole else ((settle_unit, boot)[number % 2],):
+            again = range(10_000) if whole else (number * 7,) if number % 5 == 0 else ()
             killer.kill(f"{number} ({name})", snapshot, how, again)
     print(f"\n{case.name}: {len(recorded.moments)} instants, {killer.judged} crash states, {len(killer.good)} results")
     assert killer.judged > 20
